@@ -1,0 +1,1 @@
+"""Files <-> tensors. A checkpoint is a Hugging Face directory; nothing half-written ever has a final name."""

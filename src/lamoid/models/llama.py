@@ -1,0 +1,240 @@
+"""Llama 1, 2, 3, 3.1 and 3.2: one architecture, from the embedding to the logits, and the sizes it came in.
+
+    x = embedding(ids)
+    each block:  x = x + attention(norm(x));  x = x + feed_forward(norm(x))
+    logits = lm_head(norm(x))
+
+Source: Touvron et al. 2023a, 2023b; Grattafiori et al. 2024. Pre-norm with RMSNorm, rotary positions, SwiGLU, no biases;
+grouped-query attention on Llama 2's 34B and 70B and on all of Llama 3.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lamoid.errors import UsageError
+from lamoid.nn.attention import Attention, AttentionPath
+from lamoid.nn.feed_forward import SwiGLU
+from lamoid.nn.kv_cache import KVCache
+from lamoid.nn.norms import RMSNorm
+from lamoid.nn.positions import Llama3Scaling, RoPE, RopeScaling
+
+INITIALISATION = {
+    # The residual stream gains two terms a block; the root keeps its variance near 1 whatever the depth (GPT-2, section 2.3).
+    "o_proj": lambda std, n_layers: std / math.sqrt(2 * n_layers),
+    "down_proj": lambda std, n_layers: std / math.sqrt(2 * n_layers),
+    # Every other matrix, embeddings included: N(0, std²). Norm gains are 1, biases 0.
+    "": lambda std, n_layers: std,
+}
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """The shape of a Llama. `head_dim` is free of d_model / n_heads; `n_kv_heads` divides `n_heads`."""
+
+    vocab_size: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    max_seq_len: int
+    norm_eps: float = 1e-5
+    rope_base: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    tied_embeddings: bool = False
+    attention_bias: bool = False
+    feed_forward_bias: bool = False
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_seq_len"):
+            value = getattr(self, name)
+            if type(value) is not int or not 1 <= value <= 2**31:
+                raise UsageError(f"{name} is {value!r}; it must be a whole number from 1 to 2^31")
+        if self.n_heads % self.n_kv_heads:
+            raise UsageError(f"n_kv_heads is {self.n_kv_heads}; it must divide n_heads, which is {self.n_heads}")
+        if self.head_dim % 2:
+            raise UsageError(f"head_dim is {self.head_dim}; RoPE turns pairs of features, so it must be even")
+        for name in ("norm_eps", "rope_base", "init_std"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"{name} is {value}; it must be finite and above 0")
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)): Pre-LN (Xiong et al. 2020)."""
+
+    def __init__(self, config: LlamaConfig, attention_path: AttentionPath) -> None:
+        super().__init__()
+        c = config
+        self.attention_norm = RMSNorm(c.d_model, c.norm_eps)
+        self.attention = Attention(
+            c.d_model, c.n_heads, c.n_kv_heads, c.head_dim, bias=c.attention_bias, path=attention_path
+        )
+        self.feed_forward_norm = RMSNorm(c.d_model, c.norm_eps)
+        self.feed_forward = SwiGLU(c.d_model, c.d_ff, bias=c.feed_forward_bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        rope: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "#B 1 T S"] | None,
+        cache: KVCache | None,
+        layer: int,
+        rotate_cached_keys: bool,
+    ) -> Float[Tensor, "B T D"]:
+        x = x + self.attention(
+            self.attention_norm(x), rope, mask, cache, layer, rotate_cached_keys=rotate_cached_keys
+        )
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class Llama(nn.Module):
+    """A decoder-only language model: ids in, logits of the next token out."""
+
+    def __init__(
+        self, config: LlamaConfig, *, attention_path: AttentionPath = "fused", gradient_checkpointing: bool = False
+    ) -> None:
+        """`gradient_checkpointing` recomputes each block in the backward pass: memory of one block for a third more time."""
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = gradient_checkpointing
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.rope = RoPE(config.head_dim, config.rope_base, config.rope_scaling)
+        self.layers = nn.ModuleList(Block(config, attention_path) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Let the output matrix be the embedding itself where the configuration says so (1B, 3B, SmolLM2)."""
+        if self.config.tied_embeddings:
+            self.lm_head.weight = self.embedding.weight
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> "Llama":
+        """Draw every matrix anew as INITIALISATION says; the same seed gives the same weights. Returns the model."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+                continue
+            rule = next(rule for suffix, rule in INITIALISATION.items() if suffix in name)
+            std = rule(self.config.init_std, self.config.n_layers)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+        return self
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B S"] | None = None,
+        segment_ids: Int[Tensor, "B T"] | None = None,
+        *,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the token after each position.
+
+        attention_mask: 1 for tokens, 0 for padding, on either side; with a cache it also covers the cached positions.
+        segment_ids: documents packed into one row; each sees only itself, and its positions begin at 0.
+        cache: keys and values of the positions before input_ids; it is extended in place.
+        """
+        return self.lm_head(self.hidden_states(input_ids, attention_mask, segment_ids, cache=cache))
+
+    def hidden_states(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B S"] | None = None,
+        segment_ids: Int[Tensor, "B T"] | None = None,
+        *,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """The normalised output of the last block: what `lm_head` turns into logits. Arguments as in `forward`."""
+        n_cached = cache.length if cache is not None else 0
+        batch, n_new = input_ids.shape
+        if attention_mask is not None and attention_mask.shape[1] != n_cached + n_new:
+            raise UsageError(
+                f"attention_mask covers {attention_mask.shape[1]} positions; it must cover {n_cached} cached + {n_new} new"
+            )
+        positions = _positions(input_ids, n_cached, attention_mask, segment_ids)
+        rotate_cached_keys = cache is not None and self.rope.depends_on_length
+        rope = self.rope(positions if rotate_cached_keys else positions[:, n_cached:])
+        mask = _mask(n_new, n_cached, attention_mask, segment_ids)
+        x = self.embedding(input_ids)
+        for layer, block in enumerate(self.layers):
+            arguments = (x, rope, mask, cache, layer, rotate_cached_keys)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
+        if cache is not None:
+            cache.length += n_new
+        return self.norm(x)
+
+
+def _positions(
+    input_ids: Tensor, n_cached: int, attention_mask: Tensor | None, segment_ids: Tensor | None
+) -> Int[Tensor, "#B S"]:
+    """The position of every cached and new token: counted without padding, and from 0 in every segment."""
+    if attention_mask is not None:
+        return (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
+    index = torch.arange(n_cached + input_ids.shape[1], device=input_ids.device)[None]
+    if segment_ids is None:
+        return index
+    begins = torch.ones_like(segment_ids, dtype=torch.bool)
+    begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(dim=1).values
+
+
+def _mask(
+    n_new: int, n_cached: int, attention_mask: Tensor | None, segment_ids: Tensor | None
+) -> Bool[Tensor, "B 1 T S"] | None:
+    """Who sees whom; None where causality alone decides. A padded query sees itself, so that no row is empty."""
+    if attention_mask is None and segment_ids is None:
+        return None
+    device = (attention_mask if attention_mask is not None else segment_ids).device  # type: ignore[union-attr]
+    square = torch.ones(n_new, n_cached + n_new, dtype=torch.bool, device=device)
+    mask = square.tril(n_cached)[None, None]
+    if segment_ids is not None:
+        mask = mask & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
+    if attention_mask is not None:
+        itself = mask & ~square.tril(n_cached - 1)[None, None]
+        mask = (mask & attention_mask.bool()[:, None, None, :]) | itself
+    return mask
+
+
+def _preset(d_model: int, n_heads: int, n_layers: int, d_ff: int, **other: object) -> LlamaConfig:
+    shape = dict(d_model=d_model, n_heads=n_heads, n_kv_heads=n_heads, n_layers=n_layers, d_ff=d_ff)
+    rest = dict(head_dim=d_model // n_heads, vocab_size=32_000, max_seq_len=2048)
+    return LlamaConfig(**(shape | rest | other))  # type: ignore[arg-type]
+
+
+_LLAMA1 = dict(norm_eps=1e-6)
+_LLAMA2 = dict(max_seq_len=4096)
+_LLAMA3 = dict(vocab_size=128_256, max_seq_len=8192, n_kv_heads=8, rope_base=500_000.0)
+_LLAMA3_1 = _LLAMA3 | dict(max_seq_len=131_072, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192))
+_LLAMA3_2 = _LLAMA3 | dict(max_seq_len=131_072, rope_scaling=Llama3Scaling(32.0, 1.0, 4.0, 8192), tied_embeddings=True)
+
+PRESETS = {
+    "llama-7b": _preset(4096, 32, 32, 11_008, **_LLAMA1),
+    "llama-13b": _preset(5120, 40, 40, 13_824, **_LLAMA1),
+    "llama-33b": _preset(6656, 52, 60, 17_920, **_LLAMA1),
+    "llama-65b": _preset(8192, 64, 80, 22_016, **_LLAMA1),
+    "llama-2-7b": _preset(4096, 32, 32, 11_008, **_LLAMA2),
+    "llama-2-13b": _preset(5120, 40, 40, 13_824, **_LLAMA2),
+    "llama-2-34b": _preset(8192, 64, 48, 22_016, n_kv_heads=8, **_LLAMA2),
+    "llama-2-70b": _preset(8192, 64, 80, 28_672, n_kv_heads=8, **_LLAMA2),
+    "llama-3-8b": _preset(4096, 32, 32, 14_336, **_LLAMA3),
+    "llama-3-70b": _preset(8192, 64, 80, 28_672, **_LLAMA3),
+    "llama-3.1-8b": _preset(4096, 32, 32, 14_336, **_LLAMA3_1),
+    "llama-3.1-70b": _preset(8192, 64, 80, 28_672, **_LLAMA3_1),
+    "llama-3.1-405b": _preset(16_384, 128, 126, 53_248, **_LLAMA3_1),
+    "llama-3.2-1b": _preset(2048, 32, 16, 8192, **_LLAMA3_2),
+    "llama-3.2-3b": _preset(3072, 24, 28, 8192, **_LLAMA3_2),
+}
+"""The published sizes. 33B and 65B are the papers' 32.5B and 65.2B. Llama 1's ε is 1e-6, all later ones' 1e-5."""

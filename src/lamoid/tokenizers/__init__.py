@@ -1,0 +1,1 @@
+"""Text <-> ids. No torch here: ids are Python lists and numpy arrays."""

@@ -1,0 +1,145 @@
+"""One tokenizer class around the `tokenizers` runtime: encode, decode, batches, and a directory that transformers opens."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers as runtime
+
+from lamoid.errors import DataError
+
+CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
+MAX_TOKENIZER_BYTES = 256 * 2**20
+SPECIAL_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Texts of unequal length as one rectangle: ids (B, T), mask (B, T; 1 token, 0 padding), segments (B, T; 0 first, 1 second text)."""
+
+    ids: np.ndarray
+    mask: np.ndarray
+    segments: np.ndarray
+
+
+class Tokenizer:
+    """Text to ids and back.
+
+    Special tokens that a user writes out in a text stay text: only the tokenizer itself and chat templates place them.
+    `specials` names the token of each role in SPECIAL_ROLES that the model has, such as {"bos": "<|begin_of_text|>"}.
+    `vocab_size` is the number of ids, special tokens included: the largest id plus one.
+    """
+
+    def __init__(self, backend: runtime.Tokenizer, specials: dict[str, str]) -> None:
+        backend.encode_special_tokens = True
+        backend.no_padding()
+        backend.no_truncation()
+        self.backend, self.specials = backend, specials
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._special_ids = {role: backend.token_to_id(token) for role, token in specials.items()}
+        missing = [specials[role] for role, index in self._special_ids.items() if index is None]
+        if missing:
+            raise DataError(f"special tokens {missing} are not in the vocabulary; add them to {TOKENIZER_FILE}")
+
+    def special_id(self, role: str) -> int | None:
+        """The id of the token in a role of SPECIAL_ROLES, None where the tokenizer has none."""
+        return self._special_ids.get(role)
+
+    def encode(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text, or of a pair of texts, with the special tokens that the model expects around them."""
+        _check_encodable(text)
+        if pair is not None:
+            _check_encodable(pair)
+        return self.backend.encode(text, pair, add_special_tokens=add_special_tokens).ids
+
+    def encode_many(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
+        """Ids of many texts, on all cores. The environment's RAYON_NUM_THREADS limits them."""
+        for text in texts:
+            _check_encodable(text)
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_batch(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> EncodedBatch:
+        """Texts (or pairs) as one rectangle, padded on the right with the pad token (id 0 where there is none)."""
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair for each text")
+        for text in (*texts, *(pairs or ())):
+            _check_encodable(text)
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = self.backend.encode_batch(inputs)
+        shape = (len(encodings), max((len(e.ids) for e in encodings), default=0))
+        ids = np.full(shape, self.special_id("pad") or 0, dtype=np.int64)
+        mask, segments = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        for row, encoding in enumerate(encodings):
+            n_tokens = len(encoding.ids)
+            ids[row, :n_tokens], mask[row, :n_tokens], segments[row, :n_tokens] = encoding.ids, 1, encoding.type_ids
+        return EncodedBatch(ids, mask, segments)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD."""
+        for index in ids:
+            if not 0 <= index < self.vocab_size:
+                raise DataError(f"id {index} is outside the vocabulary; ids run from 0 to {self.vocab_size - 1}")
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the ids."""
+        content = json.dumps([json.loads(self.backend.to_str()), self.specials], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """Name and content of each file that a model directory needs, for whoever writes it."""
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            **{f"{role}_token": token for role, token in self.specials.items()},
+        }
+        return {
+            TOKENIZER_FILE: self.backend.to_str(pretty=True).encode(),
+            CONFIG_FILE: (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode(),
+        }
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Read the tokenizer of a model directory, or a `tokenizer.json` by itself.
+
+    Raises DataError where the files are missing, too large, or make no tokenizer.
+    """
+    path = Path(path)
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; a tokenizer is a directory with {TOKENIZER_FILE}, or that file")
+    if file.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise DataError(f"{file} has {file.stat().st_size} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES}")
+    try:
+        backend = runtime.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except BaseException as error:  # the Rust library's panic is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise DataError(f"{file} is no tokenizer: {error}") from error
+    return Tokenizer(backend, _read_specials(file.with_name(CONFIG_FILE)))
+
+
+def _read_specials(file: Path) -> dict[str, str]:
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        tokens = {role: config.get(f"{role}_token") for role in SPECIAL_ROLES}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file} is not a JSON object: {error}") from error
+    contents = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
+    return {role: token for role, token in contents.items() if isinstance(token, str)}
+
+
+def _check_encodable(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"the text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is no "
+            f"character; replace it, for example with text.encode('utf-8', 'replace').decode()"
+        ) from error
