@@ -1,0 +1,56 @@
+"""Lamoid raises Llamas. The public names; each is imported when it is first used, so that `import lamoid` needs no torch."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lamoid.errors import CheckpointError, DataError, LamoidError, MissingExtra, RunError, UsageError
+    from lamoid.models.llama import Llama, LlamaConfig
+    from lamoid.recipes.generate import generate
+    from lamoid.recipes.load import load
+    from lamoid.tokenizers.tokenizer import Tokenizer, load_tokenizer
+    from lamoid.training.loop import Progress, train
+
+_HOMES = {
+    "CheckpointError": "lamoid.errors",
+    "DataError": "lamoid.errors",
+    "LamoidError": "lamoid.errors",
+    "Llama": "lamoid.models.llama",
+    "LlamaConfig": "lamoid.models.llama",
+    "MissingExtra": "lamoid.errors",
+    "Progress": "lamoid.training.loop",
+    "RunError": "lamoid.errors",
+    "Tokenizer": "lamoid.tokenizers.tokenizer",
+    "UsageError": "lamoid.errors",
+    "generate": "lamoid.recipes.generate",
+    "load": "lamoid.recipes.load",
+    "load_tokenizer": "lamoid.tokenizers.tokenizer",
+    "train": "lamoid.training.loop",
+}
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "LamoidError",
+    "Llama",
+    "LlamaConfig",
+    "MissingExtra",
+    "Progress",
+    "RunError",
+    "Tokenizer",
+    "UsageError",
+    "generate",
+    "load",
+    "load_tokenizer",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lamoid' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

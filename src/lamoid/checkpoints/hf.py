@@ -102,7 +102,9 @@ def config_from_hf(raw: dict[str, Any]) -> LlamaConfig:
     fields.setdefault("norm_eps", 1e-6)
     if "head_dim" not in fields:
         if fields["d_model"] % fields["n_heads"]:
-            raise CheckpointError(f"num_attention_heads is {fields['n_heads']}; it must divide hidden_size {fields['d_model']}")
+            raise CheckpointError(
+                f"num_attention_heads is {fields['n_heads']}; it must divide hidden_size {fields['d_model']}"
+            )
         fields["head_dim"] = fields["d_model"] // fields["n_heads"]
     rope = raw.get("rope_parameters") or {}
     base = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
@@ -162,7 +164,9 @@ def _scaling_from_hf(raw: dict[str, Any], max_seq_len: int) -> RopeScaling | Non
     if name not in _SCALINGS:
         raise CheckpointError(f"rope_type is {name!r}; known are default, {', '.join(_SCALINGS)}")
     if raw.get("partial_rotary_factor") not in (None, 1.0):
-        raise CheckpointError(f"partial_rotary_factor is {raw['partial_rotary_factor']!r}; this Llama rotates all features")
+        raise CheckpointError(
+            f"partial_rotary_factor is {raw['partial_rotary_factor']!r}; this Llama rotates all features"
+        )
     kind, fields = _SCALINGS[name]
     values = {ours: raw[theirs] for ours, theirs in fields.items() if raw.get(theirs) is not None}
     if name == "dynamic":  # transformers measures growth from max_position_embeddings, whatever else is written
@@ -170,7 +174,9 @@ def _scaling_from_hf(raw: dict[str, Any], max_seq_len: int) -> RopeScaling | Non
     if name == "yarn":
         values.setdefault("original_max_seq_len", max_seq_len)
     for ours, value in values.items():
-        if ours != "truncate" and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf):
+        if ours != "truncate" and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
+        ):
             raise CheckpointError(f"{fields[ours]} of rope_type {name} is {value!r}; it must be a number above 0")
     try:
         return kind(**values)

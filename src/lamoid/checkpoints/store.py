@@ -121,7 +121,9 @@ def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path} cannot be written: {error.strerror or error}; free some space or choose another --out") from error
+        raise RunError(
+            f"{path} cannot be written: {error.strerror or error}; free some space or choose another --out"
+        ) from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise

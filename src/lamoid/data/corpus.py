@@ -107,9 +107,7 @@ def _hold_out(corpus: Corpus) -> Corpus:
     return replace(corpus, heldout=kept, n_bytes=n_training, n_repeated_bytes=max(n_read - n_training - n_all, 0))
 
 
-def _without_repeats(
-    sources: Sequence[Source], passage_bytes: int, keep: np.ndarray
-) -> Iterator[tuple[Passage, int]]:
+def _without_repeats(sources: Sequence[Source], passage_bytes: int, keep: np.ndarray) -> Iterator[tuple[Passage, int]]:
     """Passages with their repeated paragraphs taken out, and their keys; whole repeats are passed over."""
     position = 0
     for source in sources:

@@ -21,8 +21,7 @@ from typing import BinaryIO
 from lamoid.errors import DataError, MissingExtra
 
 TEXT_SUFFIXES = frozenset(
-    ".txt .text .md .markdown .rst .tex .html .htm .xml .csv .tsv .json .yaml .yml .toml .ini .cfg .log .srt .vtt .po "
-    ".py .pyi .c .h .cc .cpp .hpp .cs .go .java .js .jsx .ts .tsx .kt .lua .php .pl .r .rb .rs .scala .sh .sql .swift".split()
+    [".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".htm", ".xml", ".csv", ".tsv", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".srt", ".vtt", ".po", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".java", ".js", ".jsx", ".ts", ".tsx", ".kt", ".lua", ".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift"]
 )
 """What is taken from a folder. A file named by itself is read as text whatever its name."""
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})

@@ -89,9 +89,7 @@ class Block(nn.Module):
         layer: int,
         rotate_cached_keys: bool,
     ) -> Float[Tensor, "B T D"]:
-        x = x + self.attention(
-            self.attention_norm(x), rope, mask, cache, layer, rotate_cached_keys=rotate_cached_keys
-        )
+        x = x + self.attention(self.attention_norm(x), rope, mask, cache, layer, rotate_cached_keys=rotate_cached_keys)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
 

@@ -44,12 +44,13 @@ def attend_fused(
 ) -> Float[Tensor, "B H T E"]:
     """The same through PyTorch's fused kernel, which never holds all T × S scores at once.
 
-    A single query without a mask sees every key, so its heads can be laid out as H/K queries of one
+    A single query is never causally masked, so its heads can be laid out as H/K queries of one
     key/value head: then nothing is repeated, and the cache is read once.
     """
     n_queries, n_keys, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    if mask is None and n_queries == 1:
-        return F.scaled_dot_product_attention(q.unflatten(1, (-1, group)).squeeze(3), k, v).flatten(1, 2).unsqueeze(2)
+    if n_queries == 1:
+        grouped = q.unflatten(1, (-1, group)).squeeze(3)
+        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).flatten(1, 2).unsqueeze(2)
     if mask is None and n_queries != n_keys:
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device).tril(n_keys - n_queries)[None, None]
     if group > 1:
@@ -65,7 +66,14 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int, *, bias: bool = False, path: AttentionPath = "fused"
+        self,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        *,
+        bias: bool = False,
+        path: AttentionPath = "fused",
     ) -> None:
         super().__init__()
         self.head_dim = head_dim

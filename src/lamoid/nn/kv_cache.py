@@ -1,6 +1,5 @@
 """Keys and values between decoding steps."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

@@ -149,7 +149,7 @@ def rotate(
 ) -> Float[Tensor, "B heads T E"]:
     """Rotate the pairs (xᵢ, xᵢ₊E/2) by the given angles: the split layout of Hugging Face and GPT-NeoX.
 
-        y₁ = x₁ cos − x₂ sin,  y₂ = x₂ cos + x₁ sin
+    y₁ = x₁ cos − x₂ sin,  y₂ = x₂ cos + x₁ sin
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)

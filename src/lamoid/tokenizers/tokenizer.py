@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tokenizers as runtime
+from tokenizers.decoders import DecodeStream
 
 from lamoid.errors import DataError
 
@@ -84,6 +85,14 @@ class Tokenizer:
             if not 0 <= index < self.vocab_size:
                 raise DataError(f"id {index} is outside the vocabulary; ids run from 0 to {self.vocab_size - 1}")
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def decode_stream(self, before: Sequence[int]) -> Callable[[int], str]:
+        """Decode id by id: a function from the next id to the text it completes, empty inside a character.
+
+        `before` are the ids that came earlier, whose text is not repeated.
+        """
+        stream = DecodeStream(list(before), skip_special_tokens=True)
+        return lambda index: stream.step(self.backend, index) or ""
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the ids."""

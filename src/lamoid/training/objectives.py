@@ -4,15 +4,17 @@ The sum, not the mean: the loop divides by all trained tokens of a step, so that
 same update as one batch.
 """
 
+from torch import Tensor
+
 from lamoid.data.packed import Batch
 from lamoid.models.llama import Llama
 from lamoid.nn.losses import IGNORED, chunked_cross_entropy
-from torch import Tensor
 
 
 def next_token(model: Llama, batch: Batch) -> tuple[Tensor, int]:
     """Σ −log p(next token | the tokens before it), in nats, over the positions whose label is not IGNORED."""
-    hidden = model.hidden_states(batch.input_ids)
-    labels = batch.labels.flatten()
+    device = model.embedding.weight.device
+    hidden = model.hidden_states(batch.input_ids.to(device))
+    labels = batch.labels.flatten().to(device)
     loss_sum = chunked_cross_entropy(hidden.flatten(0, 1), model.lm_head.weight, labels)
     return loss_sum, int((labels != IGNORED).sum())

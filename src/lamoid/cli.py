@@ -1,0 +1,80 @@
+"""The command line: verbs -> recipes. Each recipe's module is imported only when its verb is called, and torch later still."""
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from lamoid.errors import LamoidError, UsageError
+
+VERBS = {
+    "tokenizer train": ("lamoid.recipes.train_tokenizer", "train a tokenizer on text"),
+    "tokenizer show": ("lamoid.recipes.show_tokenizer", "show, merge by merge, how a text becomes tokens"),
+    "pretrain": ("lamoid.recipes.pretrain", "train a model on raw text, from the beginning"),
+    "generate": ("lamoid.recipes.generate", "continue a prompt"),
+    "eval": ("lamoid.recipes.evaluate", "measure a model on a text: loss, perplexity, bits per byte"),
+}
+"""Verb -> (module with a dataclass `Recipe` and `run(recipe)`, what it does)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0, 2 wrong call, 3 bad input, 4 failed run, 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except LamoidError as error:
+        if debug:
+            raise
+        print(f"lamoid: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"lamoid {version('lamoid')}")
+        return 0
+    for verb, (module_name, _) in VERBS.items():
+        verb_words = verb.split()
+        if words[: len(verb_words)] == verb_words:
+            from lamoid.recipes.recipe import parse
+
+            module = importlib.import_module(module_name)
+            recipe = parse(module.Recipe, words[len(verb_words) :], f"lamoid {verb}")
+            return int(module.run(recipe) or 0)
+    raise UsageError(f"{' '.join(words[:2])!r} is no verb; known are {', '.join(VERBS)} (see lamoid --help)")
+
+
+def print_json(value: object) -> None:
+    """One JSON object on standard output, as `--json` promises."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _help() -> str:
+    width = max(len(verb) for verb in VERBS)
+    lines = [f"  lamoid {verb.ljust(width)}  {text}" for verb, (_, text) in VERBS.items()]
+    return "\n".join(
+        [
+            "Lamoid raises Llamas: train, understand and run them on an ordinary computer.",
+            "",
+            *lines,
+            "",
+            "lamoid VERB --help shows a verb's settings. --debug shows where an error comes from.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

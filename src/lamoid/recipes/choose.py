@@ -1,0 +1,71 @@
+"""What `pretrain` does where nothing was said: tokenizer, size and schedule from the text and the cores, with the reasons."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from lamoid.errors import UsageError
+from lamoid.models.llama import PRESETS, Llama, LlamaConfig
+from lamoid.recipes.prepare import PreparedText, measure, prepare
+from lamoid.recipes.pretrain import Recipe
+from lamoid.recipes.sizes import choose_size, choose_steps, model_config
+from lamoid.tokenizers.tokenizer import load_tokenizer
+
+LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
+
+
+def choose(recipe: Recipe, notify: Callable[[str], object]) -> tuple[Recipe, PreparedText, LlamaConfig]:
+    """Prepare the text and fill in every setting that is None."""
+    sources, n_bytes = measure(recipe.data)
+    size = choose_size(n_bytes)
+    text = prepare(
+        sources,
+        tokenizer=load_tokenizer(recipe.tokenizer) if recipe.tokenizer else None,
+        vocab_size=recipe.vocab_size or size.vocab_size,
+        heldout_share=recipe.heldout_share,
+        seed=recipe.seed,
+        notify=notify,
+    )
+    context, batch_rows = recipe.context or size.context, recipe.batch_rows or size.batch_rows
+    vocab_size = text.tokenizer.vocab_size
+    if recipe.model == "auto":
+        config = model_config(size, vocab_size, context)
+    elif recipe.model in PRESETS:
+        config = replace(PRESETS[recipe.model], vocab_size=vocab_size, max_seq_len=context)
+    else:
+        raise UsageError(f"model is {recipe.model!r}; it must be auto or one of {', '.join(PRESETS)}")
+    cores, n_parameters = recipe.threads or torch.get_num_threads(), count_parameters(config)
+    per_step = context * batch_rows * recipe.accumulate
+    steps = recipe.max_steps or choose_steps(size, n_parameters, per_step, len(text.tokens), cores)
+    warmup = (
+        min(LLAMA2_WARMUP_STEPS, int(LARGEST_WARMUP_SHARE * steps))
+        if recipe.warmup_steps is None
+        else recipe.warmup_steps
+    )
+    chosen = replace(
+        recipe,
+        vocab_size=vocab_size,
+        context=context,
+        batch_rows=batch_rows,
+        max_steps=steps,
+        warmup_steps=warmup,
+        learning_rate=recipe.learning_rate or size.learning_rate,
+        eval_every=recipe.eval_every or max(steps // 20, 1),
+        sample_every=max(steps // 10, 1) if recipe.sample_every is None else recipe.sample_every,
+    )
+    notify(
+        f"model: {n_parameters / 1e6:.1f} M parameters ({config.n_layers} layers of width {config.d_model}, "
+        f"vocabulary {vocab_size:,}), the table's size for text of {n_bytes / 1e6:.1f} MB"
+    )
+    notify(
+        f"schedule: {steps:,} steps of {per_step:,} tokens, {steps * per_step / len(text.tokens):.1f} epochs of "
+        f"{len(text.tokens):,} tokens, for {cores} cores"
+    )
+    return chosen, text, config
+
+
+def count_parameters(config: LlamaConfig) -> int:
+    """Parameters of a Llama of this shape, tied ones once; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Llama(config).parameters())

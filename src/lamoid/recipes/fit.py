@@ -1,0 +1,114 @@
+"""The training loop in a run directory: evaluation, checkpoints, exact resume, samples and metrics around it.
+
+Every training verb goes through `fit`; they differ in the model, the batches and the objective that they hand over.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lamoid.checkpoints.run_directory import RunDirectory
+from lamoid.inference.score import Score
+from lamoid.models.llama import Llama
+from lamoid.recipes.resume import Standing, read_checkpoint, write_checkpoint
+from lamoid.recipes.settings import TrainingSettings
+from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.training.interrupt import Interrupt
+from lamoid.training.loop import Batches, Objective, Progress, StepReport, train
+from lamoid.training.metrics import Display, MetricsLog, step_record
+from lamoid.training.optim import make_optimizer, make_schedule
+
+BYTES_PER_PARAMETER = 12  # weights and Adam's two moments in fp32
+
+
+def fit(
+    s: TrainingSettings,
+    directory: RunDirectory,
+    model: Llama,
+    tokenizer: Tokenizer,
+    batches: Batches,
+    objective: Objective,
+    *,
+    evaluate: Callable[[Callable[[], bool]], Score | None],
+    sample: Callable[[], str],
+    identity: dict[str, Any],
+) -> int:
+    """Train to the end, to the patience's end, or to a signal; returns the exit code. Goes on from the newest checkpoint.
+
+    `evaluate(should_stop)` scores the model on held-out text; `identity` holds what must not differ on resume.
+    """
+    assert s.max_steps and s.learning_rate and s.warmup_steps is not None and s.eval_every
+    optimizer = make_optimizer(
+        model.named_parameters(),
+        kind=s.optimizer,  # type: ignore[arg-type]
+        eps=s.adam_eps,
+        weight_decay=s.weight_decay,
+    )
+    directory.require_space(sum(p.numel() for p in model.parameters()) * BYTES_PER_PARAMETER)
+    checkpoint = Path(s.resume) if s.resume else directory.newest()
+    standing = Standing(Progress((0, 0)))
+    if checkpoint is not None:
+        standing = read_checkpoint(checkpoint, model, optimizer, identity, force=s.force, notify=directory.notify)
+        directory.notify(f"going on from step {standing.progress.step:,} of {s.max_steps:,}")
+    display, log = Display(s.max_steps, standing.progress.step), MetricsLog(directory.path, standing.progress.step)
+    if s.tensorboard:
+        log.add_tensorboard()
+    interrupted, began_at = Interrupt(), standing.progress.position
+
+    def save(*, show: bool) -> None:
+        def write(folder: Path) -> None:
+            write_checkpoint(folder, model, tokenizer, optimizer, standing, identity)
+
+        directory.save(standing.progress.step, write, show=show)
+
+    def evaluate_and_save() -> bool:
+        """Returns whether the patience is at its end."""
+        result = evaluate(interrupted)
+        standing.evaluated = result is not None
+        if result is None:
+            return False
+        is_best = standing.best is None or result.loss < standing.best
+        standing.best = result.loss if is_best else standing.best
+        standing.evaluations_since_best = 0 if is_best else standing.evaluations_since_best + 1
+        log.write(step=standing.progress.step, heldout_loss=result.loss, bits_per_byte=result.bits_per_byte)
+        display.note(
+            f"step {standing.progress.step:,}: held-out loss {result.loss:.4f}, "
+            f"{result.bits_per_byte:.4f} bits per byte{', the best so far' if is_best else ''}"
+        )
+        save(show=is_best)
+        return 0 < s.patience <= standing.evaluations_since_best
+
+    def after_step(report: StepReport) -> bool:
+        nonlocal began_at
+        log.write(**step_record(report, standing.progress.tokens), position=began_at)
+        began_at = standing.progress.position
+        display.step(report)
+        step = standing.progress.step
+        if s.sample_every and step % s.sample_every == 0 and step < s.max_steps:
+            display.note(f"sample: {sample()}")
+        return (step % s.eval_every == 0 or step == s.max_steps) and evaluate_and_save()
+
+    with interrupted:
+        if not standing.evaluated:
+            evaluate_and_save()
+        out_of_patience = 0 < s.patience <= standing.evaluations_since_best
+        if not out_of_patience:
+            train(
+                model,
+                batches,
+                objective,
+                optimizer,
+                schedule=make_schedule(s.schedule, s.learning_rate, s.warmup_steps, s.max_steps),
+                max_steps=s.max_steps,
+                progress=standing.progress,
+                accumulate=s.accumulate,
+                clip_norm=s.clip_norm,
+                after_step=after_step,
+                should_stop=interrupted,
+            )
+        if interrupted():
+            save(show=standing.best is None)
+            display.note(f"stopped at step {standing.progress.step:,}; the same command goes on from there")
+    display.close()
+    log.close()
+    return interrupted.exit_code

@@ -1,0 +1,89 @@
+"""`lamoid generate` and `lamoid.generate`: continue a prompt."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from lamoid.errors import UsageError
+from lamoid.recipes.recipe import option
+
+if TYPE_CHECKING:
+    from lamoid.inference.generate import Completion
+    from lamoid.models.llama import Llama
+    from lamoid.tokenizers.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Continue a prompt, printing the text as it comes."""
+
+    model: str = option("", "a model directory", positional=True)
+    prompt: str = option("", "the text to continue; - reads it from standard input", positional=True)
+    max_new_tokens: int = option(128, "at most this many tokens")
+    temperature: float = option(0.8, "0 takes the most likely token; higher is more varied")
+    top_k: int = option(0, "keep the k most likely tokens; 0 is off")
+    top_p: float = option(0.95, "keep the fewest most likely tokens that reach this probability; 1 is off")
+    min_p: float = option(0.0, "keep tokens at least this share as likely as the most likely one; 0 is off")
+    repetition_penalty: float = option(1.0, "above 1 makes tokens that occurred less likely; 1 is off")
+    stop: list[str] = option([], "end before any of these strings")
+    seed: int = option(0, "the same seed gives the same text")
+    threads: int | None = option(None, "cores to compute on (default: all)")
+    json: bool = option(False, "print one JSON object: text, ids, log_probabilities, finish_reason, …")
+
+
+def run(recipe: Recipe) -> int:
+    """Load, stream, and say how fast it was on standard error."""
+    from lamoid.inference.decoder import TorchDecoder
+    from lamoid.inference.generate import stream
+    from lamoid.inference.sampling import Sampling
+    from lamoid.recipes.load import load_with_tokenizer
+
+    if not recipe.model:
+        raise UsageError('a model and a prompt are needed, such as: lamoid generate runs/mine "Once upon"')
+    r = recipe
+    sampling = Sampling(r.repetition_penalty, r.temperature, r.top_k, r.top_p, r.min_p)
+    prompt = sys.stdin.read() if r.prompt == "-" else r.prompt
+    model, tokenizer = load_with_tokenizer(r.model, r.threads)
+    began, done = time.perf_counter(), None
+    settings = dict(sampling=sampling, max_new_tokens=r.max_new_tokens, stop=r.stop, seed=r.seed)
+    if not r.json:
+        print(prompt, end="", flush=True)
+    for chunk in stream(TorchDecoder(model), tokenizer, [prompt], **settings):  # type: ignore[arg-type]
+        done = chunk.completion or done
+        if not r.json:
+            print(chunk.text, end="", flush=True)
+    assert done is not None
+    seconds = time.perf_counter() - began
+    if r.json:
+        print(json.dumps({"prompt": prompt, **asdict(done), "seconds": seconds}, ensure_ascii=False))
+    else:
+        print()
+        if sys.stderr.isatty():
+            print(f"{len(done.ids)} tokens, {len(done.ids) / seconds:.1f} tok/s", file=sys.stderr)
+    return 0
+
+
+def generate(
+    model: "Llama", tokenizer: "Tokenizer", prompts: str | Sequence[str], **arguments: object
+) -> "Completion | list[Completion]":
+    """Continue one prompt or a batch; returns a Completion for each. Arguments as in `inference.generate.stream`."""
+    from lamoid.inference import generate as loop
+    from lamoid.inference.decoder import TorchDecoder
+
+    batch = [prompts] if isinstance(prompts, str) else list(prompts)
+    completions = loop.generate(TorchDecoder(model), tokenizer, batch, **arguments)
+    return completions[0] if isinstance(prompts, str) else completions
+
+
+def sample(model: "Llama", tokenizer: "Tokenizer", prompt: str, max_new_tokens: int = 48) -> str:
+    """A short continuation on one line, to see a model learn; without a prompt it begins at the beginning of a text."""
+    from lamoid.inference.decoder import TorchDecoder
+    from lamoid.inference.generate import generate as complete
+
+    ids = tokenizer.encode(prompt)
+    max_new_tokens = min(max_new_tokens, model.config.max_seq_len - len(ids))
+    done = complete(TorchDecoder(model), tokenizer, [ids], max_new_tokens=max_new_tokens)[0]
+    return " ".join((prompt + done.text).split())

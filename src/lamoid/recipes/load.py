@@ -1,0 +1,62 @@
+"""`lamoid.load`: a model directory -> (model, tokenizer)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lamoid.errors import DataError
+from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from lamoid.models.llama import Llama
+
+
+def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[Llama, Tokenizer | None]":
+    """Load the model of a Hugging Face directory, and its tokenizer, or None where it has none.
+
+    `dtype` None keeps what the files have. Raises CheckpointError or DataError naming the file or field that is wrong.
+    """
+    from lamoid.checkpoints.hf import read_model
+
+    directory = model_directory(path)
+    return read_model(directory, dtype=dtype), find_tokenizer(directory)
+
+
+def model_directory(path: str | Path) -> Path:
+    """The directory that a model argument names."""
+    directory = Path(path).expanduser()
+    if not directory.is_dir():
+        raise DataError(f"{path} is no model: there is no such directory")
+    return directory
+
+
+def find_tokenizer(directory: Path) -> Tokenizer | None:
+    """The tokenizer of a model directory, None where it has none."""
+    return load_tokenizer(directory) if (directory / TOKENIZER_FILE).is_file() else None
+
+
+def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":
+    """Load a model in fp32 for a verb that works on text, after setting the number of threads."""
+    import torch
+
+    set_threads(threads)
+    model, tokenizer = load(path, dtype=torch.float32)
+    if tokenizer is None:
+        raise DataError(f"{path} has no tokenizer; put a {TOKENIZER_FILE} beside the model")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise DataError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}; they do not belong together"
+        )
+    return model, tokenizer
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch compute on this many cores; None leaves its choice, all of them."""
+    import torch
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise DataError(f"threads is {threads}; at least 1 is needed")
+    torch.set_num_threads(threads)

@@ -1,0 +1,155 @@
+"""Raw text -> a tokenizer, a store of training tokens and a held-out text, made once and used again while nothing changed.
+
+The stores lie in the user's cache, each in a folder named by a hash of everything that decides its content.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from lamoid.data.sources import Source, find_sources
+from lamoid.errors import DataError
+from lamoid.tokenizers.bpe import train_bpe
+from lamoid.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from lamoid.data.corpus import Corpus
+
+STORE_VERSION = 1
+TOKENIZER_SAMPLE_BYTES = 50_000_000
+TOKENS_FILE, HELDOUT_FILE, MANIFEST_FILE = "tokens.bin", "heldout.jsonl", "manifest.json"
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """Training tokens (mapped, not loaded), held-out passages, the tokenizer of both, and the facts about them."""
+
+    tokenizer: Tokenizer
+    tokens: np.ndarray
+    heldout: list[str]
+    facts: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The hash that names the store: equal keys mean equal tokens."""
+        return str(self.facts["key"])
+
+    def heldout_documents(self, max_bytes: float = math.inf) -> tuple[list[list[int]], int]:
+        """Held-out passages as ids, each behind a begin-of-text token, up to about `max_bytes`; and their bytes."""
+        texts: list[str] = []
+        n_bytes = 0
+        for text in self.heldout:
+            if texts and n_bytes + len(text.encode()) > max_bytes:
+                break
+            texts.append(text)
+            n_bytes += len(text.encode())
+        begin = self.tokenizer.special_id("bos")
+        rows = self.tokenizer.encode_many(texts)
+        return [[begin, *ids] if begin is not None else ids for ids in rows], n_bytes
+
+
+def cache_directory() -> Path:
+    """Where stores and fetched models are kept: $XDG_CACHE_HOME/lamoid, or ~/.cache/lamoid."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lamoid"
+
+
+def measure(data: Sequence[str]) -> tuple[list[Source], int]:
+    """The sources that `data` names, and their bytes together."""
+    sources = find_sources(data)
+    return sources, sum(source.n_bytes for source in sources)
+
+
+def prepare(
+    sources: Sequence[Source],
+    *,
+    tokenizer: Tokenizer | None,
+    vocab_size: int,
+    heldout_share: float,
+    seed: int,
+    notify: Callable[[str], object],
+) -> PreparedText:
+    """Find the store for these sources and settings, or make it: survey, train a tokenizer unless given, encode."""
+    from lamoid.checkpoints.store import atomic_directory
+
+    settings = {
+        "version": STORE_VERSION,
+        "sources": [[source.name, source.n_bytes, source.digest()] for source in sources],
+        "tokenizer": tokenizer.fingerprint() if tokenizer is not None else f"bpe {vocab_size}",
+        "heldout_share": heldout_share,
+        "seed": seed,
+    }
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    store = cache_directory() / "text" / key
+    if store.is_dir():
+        notify(f"text: tokenized before, in {store}")
+        return _open(store)
+    with atomic_directory(store) as temporary:
+        _build(temporary, sources, tokenizer, vocab_size, settings | {"key": key}, notify)
+    return _open(store)
+
+
+def _build(
+    store: Path,
+    sources: Sequence[Source],
+    tokenizer: Tokenizer | None,
+    vocab_size: int,
+    facts: dict[str, Any],
+    notify: Callable[[str], object],
+) -> None:
+    from lamoid.data.corpus import survey
+    from lamoid.data.packed import write_tokens
+
+    n_bytes = sum(source.n_bytes for source in sources)
+    with _bar("reading", n_bytes) as bar:
+        corpus = survey(sources, heldout_share=facts["heldout_share"], seed=facts["seed"], on_bytes=bar.update)
+    heldout_bytes = sum(len(p.text.encode()) for p in corpus.heldout)
+    notify(
+        f"text: {corpus.n_bytes:,} bytes to train on, {heldout_bytes:,} held out, "
+        f"{corpus.n_repeated_bytes:,} left out because they stand elsewhere too"
+    )
+    if tokenizer is None:
+        notify(f"tokenizer: training a byte-level BPE of {vocab_size:,} ids")
+        tokenizer = train_bpe(corpus.sample(TOKENIZER_SAMPLE_BYTES), vocab_size)
+    with _bar("encoding", corpus.n_bytes) as bar:
+        n_tokens = write_tokens(store / TOKENS_FILE, corpus.training(), tokenizer, bar.update)
+    _write_heldout(store / HELDOUT_FILE, corpus)
+    for name, content in tokenizer.files().items():
+        (store / name).write_bytes(content)
+    facts |= {"n_bytes": corpus.n_bytes, "heldout_bytes": heldout_bytes, "n_tokens": n_tokens}
+    (store / MANIFEST_FILE).write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_heldout(file: Path, corpus: "Corpus") -> None:
+    with file.open("w", encoding="utf-8") as out:
+        for passage in corpus.heldout:
+            out.write(json.dumps({"text": passage.text, "source": passage.source}, ensure_ascii=False) + "\n")
+
+
+def _open(store: Path) -> PreparedText:
+    from lamoid.data.packed import id_type
+
+    try:
+        facts = json.loads((store / MANIFEST_FILE).read_text(encoding="utf-8"))
+        lines = (store / HELDOUT_FILE).read_text(encoding="utf-8").split("\n")
+        tokenizer = load_tokenizer(store)
+        tokens = np.memmap(store / TOKENS_FILE, dtype=id_type(tokenizer.vocab_size), mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{store} is damaged ({error}); delete it, it will be made again") from error
+    if len(tokens) != facts["n_tokens"]:
+        raise DataError(
+            f"{store} has {len(tokens)} tokens instead of {facts['n_tokens']}; delete it, it will be made again"
+        )
+    return PreparedText(tokenizer, tokens, [json.loads(line)["text"] for line in lines if line], facts)
+
+
+def _bar(what: str, n_bytes: int) -> "tqdm[Any]":
+    return tqdm(total=n_bytes, unit="B", unit_scale=True, desc=what, delay=2, file=sys.stderr)

@@ -1,0 +1,78 @@
+"""`lamoid pretrain`: a folder of text -> a model that writes."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from lamoid.errors import UsageError
+from lamoid.recipes.recipe import dump, load, option, say
+from lamoid.recipes.settings import TrainingSettings
+
+EVAL_BYTES = 100_000
+MAY_CHANGE = frozenset(
+    ["out", "data", "threads", "eval_every", "sample_every", "patience", "keep", "device", "tensorboard", "resume", "force", "prompt", "tokenizer"]
+)
+"""Settings that may differ when a run goes on; the data and the tokenizer are compared by their content."""
+
+
+@dataclass(frozen=True)
+class Recipe(TrainingSettings):
+    """Train a Llama on raw text in any script. What is not given follows from the text and the number of cores."""
+
+    data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
+    out: str = option("", "directory of the run; the same command goes on where it stopped")
+    model: str = option("auto", "auto, or a published size such as llama-3.2-1b")
+    tokenizer: str = option("", "directory of a tokenizer (default: train a byte-level BPE on the text)")
+    vocab_size: int | None = option(None, "ids of the tokenizer that is trained")
+    heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
+    prompt: str = option("", "beginning of the samples (default: the model's own)")
+
+
+def run(recipe: Recipe) -> int:
+    """Prepare the text, fill in what was not given, train, and say where the model lies."""
+    import torch
+
+    from lamoid.checkpoints.run_directory import RunDirectory
+    from lamoid.checkpoints.store import atomic_file
+    from lamoid.data.packed import PackedRows
+    from lamoid.inference.score import score
+    from lamoid.models.llama import Llama
+    from lamoid.recipes.choose import choose
+    from lamoid.recipes.fit import fit
+    from lamoid.recipes.generate import sample
+    from lamoid.recipes.load import set_threads
+    from lamoid.training.objectives import next_token
+
+    if not recipe.data or not recipe.out:
+        raise UsageError("--data and --out are needed, such as: lamoid pretrain --data my_folder/ --out runs/mine")
+    set_threads(recipe.threads)
+    with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
+        chosen, text, config = choose(_with_earlier(recipe, directory.path), say)
+        assert chosen.context and chosen.batch_rows
+        with atomic_file(directory.path / "recipe.yaml") as temporary:
+            temporary.write_text(dump(chosen), encoding="utf-8")
+        model = Llama(config, gradient_checkpointing=chosen.gradient_checkpointing).initialise(chosen.seed)
+        model.to(dtype=getattr(torch, chosen.dtype), device=chosen.device)
+        documents, n_bytes = text.heldout_documents(EVAL_BYTES)
+        settings = {name: value for name, value in asdict(chosen).items() if name not in MAY_CHANGE}
+        code = fit(
+            chosen,
+            directory,
+            model,
+            text.tokenizer,
+            PackedRows(text.tokens, chosen.context, chosen.batch_rows, chosen.seed),
+            next_token,
+            evaluate=lambda stop: score(model, documents, n_bytes, context=config.max_seq_len, should_stop=stop),
+            sample=lambda: sample(model, text.tokenizer, chosen.prompt),
+            identity={"data": text.key, "tokenizer": text.tokenizer.fingerprint(), **settings},
+        )
+    if code == 0:
+        say(f"the best model is in {recipe.out}; try: lamoid generate {recipe.out} 'The '")
+    return code
+
+
+def _with_earlier(recipe: Recipe, directory: Path) -> Recipe:
+    """Take what was not given from the run's own recipe.yaml, so that the same command goes on anywhere."""
+    file = directory / "recipe.yaml"
+    earlier = load(file) if file.is_file() else {}
+    unset = [f.name for f in fields(recipe) if getattr(recipe, f.name) is None and f.name != "threads"]
+    return replace(recipe, **{name: earlier[name] for name in unset if name in earlier})
