@@ -45,12 +45,12 @@ class Corpus:
     def sample(self, n_bytes: int) -> Iterator[str]:
         """Training passages spread evenly over the whole corpus, of about `n_bytes` together."""
         share = min(1.0, n_bytes / max(self.n_bytes, 1))
-        owed = 0.0
+        owed = 1.0
         for passage in self.training():
-            owed += share
             if owed >= 1.0:
                 owed -= 1.0
                 yield passage.text
+            owed += share
 
 
 def survey(
@@ -70,22 +70,24 @@ def survey(
     """
     total = sum(source.n_bytes for source in sources)
     passage_bytes = min(max(total // 100, 2048), 32_768)
-    hashes, passage_keys = array("Q"), array("Q")
+    hashes, passage_keys, n_read = array("Q"), array("Q"), 0
     for source in sources:
         for passage in read_passages(source, passage_bytes):
             keys = _keys(passage.text)
             passage_keys.append(keys[0])
             hashes.extend(keys)
-            on_bytes(len(passage.text.encode()))
+            n_bytes = len(passage.text.encode())
+            n_read += n_bytes
+            on_bytes(n_bytes)
     if not passage_keys:
         raise DataError(f"{', '.join(s.name for s in sources)}: empty; there is nothing to train on")
     keep = _first_occurrences(np.frombuffer(hashes, dtype=np.uint64))
-    is_heldout = _choose(np.frombuffer(passage_keys, dtype=np.uint64), heldout_share, total, seed)
+    is_heldout = _choose(np.frombuffer(passage_keys, dtype=np.uint64), heldout_share, n_read, seed)
     corpus = Corpus(tuple(sources), passage_bytes, keep, is_heldout, (), 0, 0)
-    return _hold_out(corpus)
+    return _hold_out(corpus, n_read)
 
 
-def _hold_out(corpus: Corpus) -> Corpus:
+def _hold_out(corpus: Corpus, n_read: int) -> Corpus:
     """Read once more: collect the held-out passages, remove their lines that training has, count bytes."""
     pairs = _without_repeats(corpus.sources, corpus.passage_bytes, corpus.keep)
     heldout = [passage for passage, key in pairs if corpus.is_heldout(key)]
@@ -103,8 +105,7 @@ def _hold_out(corpus: Corpus) -> Corpus:
     kept = tuple(p for p in heldout if p.text.strip())
     if not kept:
         raise DataError("everything held out also stands in the training text; the corpus repeats itself throughout")
-    n_read = sum(s.n_bytes for s in corpus.sources)
-    return replace(corpus, heldout=kept, n_bytes=n_training, n_repeated_bytes=max(n_read - n_training - n_all, 0))
+    return replace(corpus, heldout=kept, n_bytes=n_training, n_repeated_bytes=n_read - n_training - n_all)
 
 
 def _without_repeats(sources: Sequence[Source], passage_bytes: int, keep: np.ndarray) -> Iterator[tuple[Passage, int]]:
@@ -123,13 +124,16 @@ def _without_repeats(sources: Sequence[Source], passage_bytes: int, keep: np.nda
 
 
 def _keys(text: str) -> list[int]:
-    """64-bit hashes of a passage and of each of its long paragraphs, white space folded."""
-    return [_hash(text), *(_hash(p) for p in _PARAGRAPH_END.split(text)[::2] if len(p) >= PARAGRAPH_CHARS)]
+    """64-bit hashes of a passage and of each of its long paragraphs, white space folded.
+
+    The passage's is made differently, so that one that is a single paragraph does not pass for its own repeat.
+    """
+    return [_hash(text, b"passage"), *(_hash(p) for p in _PARAGRAPH_END.split(text)[::2] if len(p) >= PARAGRAPH_CHARS)]
 
 
-def _hash(text: str) -> int:
+def _hash(text: str, kind: bytes = b"") -> int:
     folded = " ".join(text.split())
-    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8, person=kind).digest(), "little")
 
 
 def _first_occurrences(hashes: np.ndarray) -> np.ndarray:
