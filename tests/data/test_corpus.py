@@ -9,12 +9,12 @@ from lamoid.data.corpus import MAX_HELDOUT_BYTES, PARAGRAPH_CHARS, survey
 from lamoid.data.sources import find_sources
 from lamoid.errors import DataError
 
-LETTERS = {"latin": "abcdefgh", "chinese": "".join(map(chr, range(0x4E00, 0x4E40)))}
+LETTERS = {"latin": "abcdefghaij", "chinese": "".join(map(chr, range(0x4E00, 0x4E40)))}
 
 
 def paragraph(draw, n_chars=200, letters="latin"):
-    words = ("".join(draw.choices(LETTERS[letters], k=draw.randint(2, 8))) for _ in range(n_chars))
-    return (" " if letters == "latin" else "").join(words)[:n_chars]
+    text = "".join(draw.choices(LETTERS[letters], k=n_chars))
+    return text if letters == "chinese" else text.replace("a", " ").strip().ljust(n_chars, "b")
 
 
 def paragraphs(n, seed=0, **settings):
@@ -75,14 +75,14 @@ def test_the_share_is_about_what_was_asked_for(tmp_path):
 
 
 def test_the_bytes_of_text_count_not_those_of_the_file(tmp_path):
-    """3 MB of text in a file of some KB: the share is the text's, and repeats are counted in it."""
+    """10 MB of text in a file of one: the share is the text's, and repeats are counted in it."""
     import lzma
 
-    texts = paragraphs(60, n_chars=50_000)
+    texts = paragraphs(60, n_chars=20_000)
     file = tmp_path / "a.jsonl.xz"
-    file.write_bytes(lzma.compress("".join(json.dumps({"text": t * 4}) + "\n" for t in texts).encode()))
+    file.write_bytes(lzma.compress("".join(json.dumps({"text": t * 8}) + "\n" for t in texts).encode()))
     corpus = survey(find_sources([str(file)]), heldout_share=0.3)
-    all_bytes = sum(len(t.encode()) * 4 for t in texts)
+    all_bytes = sum(len(t.encode()) * 8 for t in texts)
     n_heldout = sum(len(t.encode()) for t in heldout(corpus))
     assert corpus.n_bytes + n_heldout + corpus.n_repeated_bytes == all_bytes > file.stat().st_size * 4
     assert n_heldout <= MAX_HELDOUT_BYTES * 1.5
@@ -131,7 +131,9 @@ def test_nothing_held_out_stands_in_the_training_text(tmp_path, seed, letters):
     lines = [paragraph(draw, draw.randint(20, 90), letters) for _ in range(300)]
     pool = ["\n".join(draw.choices(lines, k=draw.randint(1, 4))) for _ in range(400)]
     pool += paragraphs(300, seed, n_chars=150, letters=letters)
-    texts = [draw.choice(["\n\n", "\n \n\n", "\r\n\r\n"]).join(draw.choices(pool, k=draw.randint(1, 5))) for _ in range(300)]
+    texts = [
+        draw.choice(["\n\n", "\n \n\n", "\r\n\r\n"]).join(draw.choices(pool, k=draw.randint(1, 5))) for _ in range(300)
+    ]
     texts += draw.choices(texts, k=50)
     corpus = corpus_of_documents(tmp_path, texts, seed=seed, heldout_share=0.2)
     train, held = training(corpus), heldout(corpus)
@@ -184,7 +186,7 @@ def test_the_choice_is_deterministic_and_the_seeds(tmp_path):
 
 
 def test_at_most_two_megabytes_are_held_out(tmp_path):
-    corpus = corpus_of(tmp_path, "\n\n".join(paragraphs(5000, n_chars=1000)), heldout_share=0.9)
+    corpus = corpus_of(tmp_path, "\n\n".join(paragraphs(1000, n_chars=4000)), heldout_share=0.9)
     assert 1_000_000 < sum(len(t.encode()) for t in heldout(corpus)) < 3_000_000
 
 

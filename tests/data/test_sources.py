@@ -65,7 +65,12 @@ def test_globs_are_sorted_and_each_file_counts_once(tmp_path):
         write(tmp_path / name, name)
     assert documents(f"{tmp_path}/*.txt") == ["1.txt", "2.txt"]
     assert documents(f"{tmp_path}/**/*.txt") == ["1.txt", "2.txt", "sub/3.txt"]
-    assert documents(f"{tmp_path}/2.txt", str(tmp_path), f"{tmp_path}/*.txt") == ["2.txt", "1.txt", "sub/3.txt", "x.log"]
+    assert documents(f"{tmp_path}/2.txt", str(tmp_path), f"{tmp_path}/*.txt") == [
+        "2.txt",
+        "1.txt",
+        "sub/3.txt",
+        "x.log",
+    ]
 
 
 def test_a_name_with_brackets_is_a_file_first(tmp_path):

@@ -92,17 +92,20 @@ def _hold_out(corpus: Corpus, n_read: int) -> Corpus:
     pairs = _without_repeats(corpus.sources, corpus.passage_bytes, corpus.keep)
     heldout = [passage for passage, key in pairs if corpus.is_heldout(key)]
     lines = {line for passage in heldout for line in _long_lines(passage.text)}
+    remains = {_fold(_drop_lines(passage.text, lines)) for passage in heldout}  # what is left of each at worst
     shared: set[str] = set()
+    copies: set[str] = set()
     n_training, n_all = 0, sum(len(p.text.encode()) for p in heldout)
     for passage in corpus.training():
         n_training += len(passage.text.encode())
         shared.update(line for line in _long_lines(passage.text) if line in lines)
+        copies.update({_fold(passage.text)} & remains)
     if not n_training or not heldout:
         raise DataError(
             f"{', '.join(s.name for s in corpus.sources)}: too little text to hold some out; give at least 4 KB"
         )
     heldout = [replace(p, text=_drop_lines(p.text, shared)) for p in heldout]
-    kept = tuple(p for p in heldout if p.text.strip())
+    kept = tuple(p for p in heldout if p.text.strip() and _fold(p.text) not in copies)
     if not kept:
         raise DataError("everything held out also stands in the training text; the corpus repeats itself throughout")
     return replace(corpus, heldout=kept, n_bytes=n_training, n_repeated_bytes=n_read - n_training - n_all)
@@ -132,8 +135,12 @@ def _keys(text: str) -> list[int]:
 
 
 def _hash(text: str, kind: bytes = b"") -> int:
-    folded = " ".join(text.split())
-    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8, person=kind).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(_fold(text).encode(), digest_size=8, person=kind).digest(), "little")
+
+
+def _fold(text: str) -> str:
+    """The text with every run of white space as one space."""
+    return " ".join(text.split())
 
 
 def _first_occurrences(hashes: np.ndarray) -> np.ndarray:
@@ -164,10 +171,10 @@ def _drop_paragraphs(text: str, keep: np.ndarray) -> str:
 
 def _long_lines(text: str) -> Iterator[str]:
     for line in text.splitlines():
-        folded = " ".join(line.split())
+        folded = _fold(line)
         if len(folded) >= PARAGRAPH_CHARS // 2:
             yield folded
 
 
 def _drop_lines(text: str, lines: set[str]) -> str:
-    return "".join(line for line in text.splitlines(keepends=True) if " ".join(line.split()) not in lines)
+    return "".join(line for line in text.splitlines(keepends=True) if _fold(line) not in lines)
