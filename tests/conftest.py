@@ -14,6 +14,7 @@ os.environ |= {
     "HF_HOME": f"{_CACHE_HOME}/huggingface",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",  # the models are tiny: more threads only get in each other's way
+    "OMP_WAIT_POLICY": "passive",  # where a test asks for some, waiting ones leave the cores to the others
 }
 jaxtyping.install_import_hook("lamoid", "beartype.beartype")  # before anything imports lamoid
 
