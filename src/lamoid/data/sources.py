@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from lamoid.errors import DataError, MissingExtra
 
@@ -126,12 +125,12 @@ def _file_source(path: Path) -> Source:
     return Source(str(path), path.stat().st_size, lambda: documents(path), digest)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> io.BufferedIOBase:
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
+        return gzip.open(path)
     if suffix == ".xz":
-        return lzma.open(path)  # type: ignore[return-value]
+        return lzma.open(path)
     return path.open("rb")
 
 
@@ -177,7 +176,7 @@ def _read_blocks(path: Path) -> Iterator[bytes]:
         raise
 
 
-def _decompress_zstandard(file: BinaryIO) -> Iterator[bytes]:
+def _decompress_zstandard(file: io.BufferedIOBase) -> Iterator[bytes]:
     """All frames of a file, little by little; zstandard's own reader takes a truncated file for a shorter one."""
     try:
         import zstandard
