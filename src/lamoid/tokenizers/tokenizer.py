@@ -1,14 +1,14 @@
 """One tokenizer class around the `tokenizers` runtime: encode, decode, batches, and a directory that transformers opens."""
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tokenizers as runtime
-from tokenizers.decoders import DecodeStream
 
 from lamoid.errors import DataError
 
@@ -39,7 +39,9 @@ class Tokenizer:
         backend.no_padding()
         backend.no_truncation()
         self.backend, self.specials = backend, specials
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        _check_ids(vocabulary)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self._special_ids = {role: backend.token_to_id(token) for role, token in specials.items()}
         missing = [specials[role] for role, index in self._special_ids.items() if index is None]
         if missing:
@@ -54,13 +56,15 @@ class Tokenizer:
         _check_encodable(text)
         if pair is not None:
             _check_encodable(pair)
-        return self.backend.encode(text, pair, add_special_tokens=add_special_tokens).ids
+        with _runtime_errors():
+            return self.backend.encode(text, pair, add_special_tokens=add_special_tokens).ids
 
     def encode_many(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         """Ids of many texts, on all cores. The environment's RAYON_NUM_THREADS limits them."""
         for text in texts:
             _check_encodable(text)
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        with _runtime_errors():
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
     def encode_batch(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> EncodedBatch:
@@ -70,7 +74,8 @@ class Tokenizer:
         for text in (*texts, *(pairs or ())):
             _check_encodable(text)
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self.backend.encode_batch(inputs)
+        with _runtime_errors():
+            encodings = self.backend.encode_batch(inputs)
         shape = (len(encodings), max((len(e.ids) for e in encodings), default=0))
         ids = np.full(shape, self.special_id("pad") or 0, dtype=np.int64)
         mask, segments = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -89,10 +94,22 @@ class Tokenizer:
     def decode_stream(self, before: Sequence[int]) -> Callable[[int], str]:
         """Decode id by id: a function from the next id to the text it completes, empty inside a character.
 
-        `before` are the ids that came earlier, whose text is not repeated.
+        `before` are the ids that came earlier, whose text is not repeated. The runtime's own DecodeStream repeats it
+        where it ends in U+FFFD, and fails where a stray byte changes how the bytes before it are read.
         """
-        stream = DecodeStream(list(before), skip_special_tokens=True)
-        return lambda index: stream.step(self.backend, index) or ""
+        context, waiting = list(before), list[int]()
+
+        def step(index: int) -> str:
+            nonlocal context, waiting
+            waiting.append(index)
+            earlier, text = self.decode(context), self.decode(context + waiting)
+            if text.endswith("\ufffd") or text == earlier:
+                return ""
+            new = text.removeprefix(earlier) if text.startswith(earlier) else self.decode(waiting)
+            context, waiting = waiting, []
+            return new
+
+        return step
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the ids."""
@@ -142,6 +159,24 @@ def _read_specials(file: Path) -> dict[str, str]:
         raise DataError(f"{file} is not a JSON object: {error}") from error
     contents = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
     return {role: token for role, token in contents.items() if isinstance(token, str)}
+
+
+def _check_ids(vocabulary: dict[str, int]) -> None:
+    token_of: dict[int, str] = {}
+    for token, index in sorted(vocabulary.items()):
+        if token_of.setdefault(index, token) != token:
+            raise DataError(f"id {index} belongs to {token_of[index]!r} and {token!r}; each token needs its own")
+
+
+@contextlib.contextmanager
+def _runtime_errors() -> Iterator[None]:
+    """Turn what the runtime raises, its panics included, into a DataError: the tokenizer's file is to blame."""
+    try:
+        yield
+    except BaseException as error:  # the Rust library's panic is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise DataError(f"the tokenizer cannot encode this text: {error}") from error
 
 
 def _check_encodable(text: str) -> None:
