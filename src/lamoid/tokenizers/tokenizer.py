@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 
 import numpy as np
 import tokenizers as runtime
@@ -15,6 +16,8 @@ from lamoid.errors import DataError
 CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
 MAX_TOKENIZER_BYTES = 256 * 2**20
 SPECIAL_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
+_BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_STRAY_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is no UTF-8
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,23 @@ class Tokenizer:
     Special tokens that a user writes out in a text stay text: only the tokenizer itself and chat templates place them.
     `specials` names the token of each role in SPECIAL_ROLES that the model has, such as {"bos": "<|begin_of_text|>"}.
     `vocab_size` is the number of ids, special tokens included: the largest id plus one.
+    `native` are the files from which it was read, by name, where that was no `tokenizer.json`.
     """
 
-    def __init__(self, backend: runtime.Tokenizer, specials: dict[str, str]) -> None:
+    def __init__(
+        self, backend: runtime.Tokenizer, specials: dict[str, str], native: Mapping[str, bytes] | None = None
+    ) -> None:
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
-        self.backend, self.specials = backend, specials
+        self.backend, self.specials, self.native = backend, specials, dict(native or {})
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._special_ids = {role: backend.token_to_id(token) for role, token in specials.items()}
         missing = [specials[role] for role, index in self._special_ids.items() if index is None]
         if missing:
             raise DataError(f"special tokens {missing} are not in the vocabulary; add them to {TOKENIZER_FILE}")
+        self._byte_ids = _byte_ids(backend)
+        self._byte_of_id = {index: byte for byte, index in enumerate(self._byte_ids)}
 
     def special_id(self, role: str) -> int | None:
         """The id of the token in a role of SPECIAL_ROLES, None where the tokenizer has none."""
@@ -84,7 +92,24 @@ class Tokenizer:
         for index in ids:
             if not 0 <= index < self.vocab_size:
                 raise DataError(f"id {index} is outside the vocabulary; ids run from 0 to {self.vocab_size - 1}")
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        ids = [int(i) for i in ids]
+        if self._byte_of_id:
+            ids = self._replace_stray_bytes(ids)
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def _replace_stray_bytes(self, ids: list[int]) -> list[int]:
+        """Byte tokens that are no UTF-8 become the three of U+FFFD, one U+FFFD for each, as in sentencepiece.
+
+        The runtime would give up the whole run of byte tokens, its valid characters too.
+        """
+        repaired: list[int] = []
+        for is_byte, run in groupby(ids, self._byte_of_id.__contains__):
+            if is_byte:
+                text = bytes(self._byte_of_id[i] for i in run).decode("utf-8", "surrogateescape")
+                repaired += [self._byte_ids[byte] for byte in _STRAY_BYTE.sub("\ufffd", text).encode()]
+            else:
+                repaired += run
+        return repaired
 
     def decode_stream(self, before: Sequence[int]) -> Callable[[int], str]:
         """Decode id by id: a function from the next id to the text it completes, empty inside a character.
@@ -109,39 +134,17 @@ class Tokenizer:
         return {
             TOKENIZER_FILE: self.backend.to_str(pretty=True).encode(),
             CONFIG_FILE: (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode(),
+            **self.native,
         }
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read the tokenizer of a model directory, or a `tokenizer.json` by itself.
-
-    Raises DataError where the files are missing, too large, or make no tokenizer.
-    """
-    path = Path(path)
-    file = path / TOKENIZER_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise DataError(f"{file} does not exist; a tokenizer is a directory with {TOKENIZER_FILE}, or that file")
-    if file.stat().st_size > MAX_TOKENIZER_BYTES:
-        raise DataError(f"{file} has {file.stat().st_size} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES}")
-    try:
-        backend = runtime.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except BaseException as error:  # the Rust library's panic is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        raise DataError(f"{file} is no tokenizer: {error}") from error
-    return Tokenizer(backend, _read_specials(file.with_name(CONFIG_FILE)))
-
-
-def _read_specials(file: Path) -> dict[str, str]:
-    if not file.is_file():
-        return {}
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        tokens = {role: config.get(f"{role}_token") for role in SPECIAL_ROLES}
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise DataError(f"{file} is not a JSON object: {error}") from error
-    contents = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
-    return {role: token for role, token in contents.items() if isinstance(token, str)}
+def _byte_ids(backend: runtime.Tokenizer) -> list[int]:
+    """The ids of the 256 byte tokens, none where the model does not fall back on bytes."""
+    if not getattr(backend.model, "byte_fallback", False):
+        return []
+    ids = [backend.token_to_id(token) for token in _BYTE_TOKENS]
+    known = [index for index in ids if index is not None]
+    return known if len(known) == len(_BYTE_TOKENS) else []
 
 
 def _check_encodable(text: str) -> None:
