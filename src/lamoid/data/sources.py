@@ -20,9 +20,11 @@ from typing import BinaryIO
 
 from lamoid.errors import DataError, MissingExtra
 
-TEXT_SUFFIXES = frozenset(
-    [".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".htm", ".xml", ".csv", ".tsv", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log", ".srt", ".vtt", ".po", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".java", ".js", ".jsx", ".ts", ".tsx", ".kt", ".lua", ".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift"]
-)
+_PROSE = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".html", ".htm", ".srt", ".vtt", ".po", ".log")
+_TABLES = (".xml", ".csv", ".tsv", ".json", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".sql")
+_CODE = (".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".java", ".js", ".jsx", ".ts", ".tsx", ".kt")
+_MORE_CODE = (".lua", ".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sh", ".swift")
+TEXT_SUFFIXES = frozenset(_PROSE + _TABLES + _CODE + _MORE_CODE)
 """What is taken from a folder. A file named by itself is read as text whatever its name."""
 JSONL_SUFFIXES = frozenset({".jsonl", ".ndjson"})
 COMPRESSED_SUFFIXES = frozenset({".gz", ".xz", ".zst"})
@@ -134,7 +136,7 @@ def _open(path: Path) -> BinaryIO:
             import zstandard
         except ImportError:
             raise MissingExtra("zstandard", "zstd") from None
-        return zstandard.open(path)  # type: ignore[no-any-return]
+        return zstandard.open(path)
     return path.open("rb")
 
 

@@ -46,7 +46,8 @@ def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, 
         raise DataError(f"{path} has no tokenizer; put a {TOKENIZER_FILE} beside the model")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise DataError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}; they do not belong together"
+            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}; "
+            f"they do not belong together"
         )
     return model, tokenizer
 

@@ -52,9 +52,13 @@ class PreparedText:
                 break
             texts.append(text)
             n_bytes += len(text.encode())
-        begin = self.tokenizer.special_id("bos")
-        rows = self.tokenizer.encode_many(texts)
-        return [[begin, *ids] if begin is not None else ids for ids in rows], n_bytes
+        return encode_documents(texts, self.tokenizer), n_bytes
+
+
+def encode_documents(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of each text behind a begin-of-text token, which gives its first token something to stand behind."""
+    begin = tokenizer.special_id("bos")
+    return [[begin, *ids] if begin is not None else ids for ids in tokenizer.encode_many(texts)]
 
 
 def cache_directory() -> Path:

@@ -4,13 +4,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from lamoid.errors import UsageError
-from lamoid.recipes.recipe import dump, load, option, say
+from lamoid.recipes.recipe import load, option, say
 from lamoid.recipes.settings import TrainingSettings
 
 EVAL_BYTES = 100_000
-MAY_CHANGE = frozenset(
-    ["out", "data", "threads", "eval_every", "sample_every", "patience", "keep", "device", "tensorboard", "resume", "force", "prompt", "tokenizer"]
-)
+_ELSEWHERE = {"out", "data", "tokenizer", "threads", "device", "resume", "force"}
+_REPORTING = {"eval_every", "sample_every", "prompt", "patience", "keep", "tensorboard"}
+MAY_CHANGE = _ELSEWHERE | _REPORTING
 """Settings that may differ when a run goes on; the data and the tokenizer are compared by their content."""
 
 
@@ -32,7 +32,6 @@ def run(recipe: Recipe) -> int:
     import torch
 
     from lamoid.checkpoints.run_directory import RunDirectory
-    from lamoid.checkpoints.store import atomic_file
     from lamoid.data.packed import PackedRows
     from lamoid.inference.score import score
     from lamoid.models.llama import Llama
@@ -48,8 +47,6 @@ def run(recipe: Recipe) -> int:
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
         chosen, text, config = choose(_with_earlier(recipe, directory.path), say)
         assert chosen.context and chosen.batch_rows
-        with atomic_file(directory.path / "recipe.yaml") as temporary:
-            temporary.write_text(dump(chosen), encoding="utf-8")
         model = Llama(config, gradient_checkpointing=chosen.gradient_checkpointing).initialise(chosen.seed)
         model.to(dtype=getattr(torch, chosen.dtype), device=chosen.device)
         documents, n_bytes = text.heldout_documents(EVAL_BYTES)

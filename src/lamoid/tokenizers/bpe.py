@@ -8,6 +8,7 @@ Source: Sennrich et al. 2016; bytes as symbols: Radford et al. 2019 (GPT-2), sec
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import tokenizers as runtime
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -121,7 +122,7 @@ def _first_symbols(word: str, vocab: dict[str, int], byte_fallback: bool) -> Ite
 
 def _merge(symbols: tuple[str, ...], ranks: dict[tuple[str, ...], int]) -> Iterator[Merge]:
     while True:
-        known = [pair for pair in zip(symbols, symbols[1:], strict=False) if pair in ranks]
+        known = [pair for pair in pairwise(symbols) if pair in ranks]
         if not known:
             return
         best = min(known, key=ranks.__getitem__)

@@ -22,7 +22,7 @@ _STRAY_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Texts of unequal length as one rectangle: ids (B, T), mask (B, T; 1 token, 0 padding), segments (B, T; 0 first, 1 second text)."""
+    """Texts of unequal length as one rectangle, each (B, T): ids, mask (0 is padding), segments (0 first text, 1 second)."""
 
     ids: np.ndarray
     mask: np.ndarray
