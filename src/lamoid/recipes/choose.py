@@ -10,7 +10,7 @@ from lamoid.models.llama import PRESETS, Llama, LlamaConfig
 from lamoid.recipes.prepare import PreparedText, measure, prepare
 from lamoid.recipes.pretrain import Recipe
 from lamoid.recipes.sizes import choose_size, choose_steps, model_config
-from lamoid.tokenizers.tokenizer import load_tokenizer
+from lamoid.tokenizers.load import load_tokenizer
 
 LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
 

@@ -27,6 +27,7 @@ from lamoid.tokenizers.vocabulary import (
     TokenType,
     check_tokens,
     check_types,
+    every_cut,
     name_specials,
     rust_errors,
     special_and_user_defined,
@@ -190,13 +191,8 @@ def _build(
 def _merges(tokens: Sequence[str], scores: Sequence[float], types: Sequence[TokenType]) -> list[tuple[str, str]]:
     """Every cut of a normal piece into two, by the score of the whole, highest first."""
     normal = [i for i, kind in enumerate(types) if kind == TokenType.NORMAL]
-    known = {tokens[i] for i in normal}
-    return [
-        (tokens[i][:cut], tokens[i][cut:])
-        for i in sorted(normal, key=lambda i: (-scores[i], i))
-        for cut in range(len(tokens[i]) - 1, 0, -1)
-        if tokens[i][:cut] in known and tokens[i][cut:] in known
-    ]
+    pieces = [tokens[i] for i in sorted(normal, key=lambda i: (-scores[i], i))]
+    return every_cut(pieces, set(pieces))
 
 
 def _has_bytes(tokens: Sequence[str], types: Sequence[TokenType]) -> bool:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers as runtime
@@ -44,12 +46,13 @@ class Tokenizer:
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
-        self.backend, self.specials, self.native = backend, specials, dict(native or {})
+        self.backend, self.specials = backend, specials
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._special_ids = {role: backend.token_to_id(token) for role, token in specials.items()}
         missing = [specials[role] for role, index in self._special_ids.items() if index is None]
         if missing:
             raise DataError(f"special tokens {missing} are not in the vocabulary; add them to {TOKENIZER_FILE}")
+        self.native = dict(native or {})
         self._byte_ids = _byte_ids(backend)
         self._byte_of_id = {index: byte for byte, index in enumerate(self._byte_ids)}
 
@@ -129,7 +132,7 @@ class Tokenizer:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
-            **{f"{role}_token": token for role, token in self.specials.items()},
+            **{f"{role}_token": self.specials[role] for role in SPECIAL_ROLES if role in self.specials},
         }
         return {
             TOKENIZER_FILE: self.backend.to_str(pretty=True).encode(),
@@ -138,13 +141,41 @@ class Tokenizer:
         }
 
 
-def _byte_ids(backend: runtime.Tokenizer) -> list[int]:
-    """The ids of the 256 byte tokens, none where the model does not fall back on bytes."""
-    if not getattr(backend.model, "byte_fallback", False):
-        return []
-    ids = [backend.token_to_id(token) for token in _BYTE_TOKENS]
-    known = [index for index in ids if index is not None]
-    return known if len(known) == len(_BYTE_TOKENS) else []
+def read_tokenizer_json(path: str | Path) -> Tokenizer:
+    """Read the `tokenizer.json` of a model directory, or by itself.
+
+    Raises DataError where the files are missing, too large, or make no tokenizer.
+    """
+    path = Path(path)
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; a tokenizer is a directory with {TOKENIZER_FILE}, or that file")
+    if file.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise DataError(f"{file} has {file.stat().st_size} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES}")
+    try:
+        backend = runtime.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except BaseException as error:  # the Rust library's panic is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise DataError(f"{file} is no tokenizer: {error}") from error
+    return Tokenizer(backend, name_roles(read_config(file.with_name(CONFIG_FILE))))
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """What a `tokenizer_config.json` says, nothing where there is none. Raises DataError where it is no JSON object."""
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")).items())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file} is not a JSON object: {error}") from error
+
+
+def name_roles(config: dict[str, Any]) -> dict[str, str]:
+    """The special token of each role that a `tokenizer_config.json` names."""
+    tokens = {role: config.get(f"{role}_token") for role in SPECIAL_ROLES}
+    contents = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
+    return {role: token for role, token in contents.items() if isinstance(token, str)}
 
 
 def _check_encodable(text: str) -> None:
@@ -155,3 +186,12 @@ def _check_encodable(text: str) -> None:
             f"the text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is no "
             f"character; replace it, for example with text.encode('utf-8', 'replace').decode()"
         ) from error
+
+
+def _byte_ids(backend: runtime.Tokenizer) -> list[int]:
+    """The ids of the 256 byte tokens, none where the model does not fall back on bytes."""
+    if not getattr(backend.model, "byte_fallback", False):
+        return []
+    ids = [backend.token_to_id(token) for token in _BYTE_TOKENS]
+    known = [index for index in ids if index is not None]
+    return known if len(known) == len(_BYTE_TOKENS) else []

@@ -4,9 +4,10 @@ SentencePiece files, tiktoken files and GGUF files all come down to a list of to
 files come from strangers, so everything is bounded and checked here before the Rust library sees it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import IntEnum
+from typing import AnyStr
 
 import tokenizers as runtime
 from tokenizers import processors
@@ -18,6 +19,7 @@ NATIVE_FILE = "tokenizer.model"  # the name that Llama 1, 2 and 3 all use
 MAX_FILE_BYTES = 32 * 2**20  # Llama 3's file has 2 MiB
 MAX_TOKENS = 2**20
 MAX_TOKEN_LENGTH = 1024  # Llama 3's longest has 128 bytes
+MAX_MERGES_LENGTH = 32 * 2**20  # Llama 3's have about 3 MiB
 
 
 class TokenType(IntEnum):
@@ -92,6 +94,23 @@ def special_and_user_defined(
         elif kind == TokenType.USER_DEFINED:
             user_defined.append(token)
     return special, user_defined
+
+
+def every_cut(tokens: Iterable[AnyStr], known: Container[AnyStr]) -> list[tuple[AnyStr, AnyStr]]:
+    """The merges of a vocabulary that lists none: every way to cut a token into two, in the order of the tokens.
+
+    Raises DataError for a vocabulary so repetitive that they would fill the memory.
+    """
+    merges: list[tuple[AnyStr, AnyStr]] = []
+    length = 0
+    for token in tokens:
+        for cut in range(len(token) - 1, 0, -1):
+            if token[:cut] in known and token[cut:] in known:
+                merges.append((token[:cut], token[cut:]))
+                length += len(token)
+        if length > MAX_MERGES_LENGTH:
+            raise DataError(f"the merges have more than {MAX_MERGES_LENGTH} characters; the tokens repeat each other")
+    return merges
 
 
 def surround(backend: runtime.Tokenizer, specials: Mapping[str, str], *, add_bos: bool, add_eos: bool) -> None:
