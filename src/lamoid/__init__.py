@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lamoid.errors import CheckpointError, DataError, LamoidError, MissingExtra, RunError, UsageError
     from lamoid.models.llama import Llama, LlamaConfig
-    from lamoid.recipes.generate import generate
+    from lamoid.recipes.complete import generate
     from lamoid.recipes.load import load
     from lamoid.tokenizers.load import load_tokenizer
     from lamoid.tokenizers.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ _HOMES = {
     "RunError": "lamoid.errors",
     "Tokenizer": "lamoid.tokenizers.tokenizer",
     "UsageError": "lamoid.errors",
-    "generate": "lamoid.recipes.generate",
+    "generate": "lamoid.recipes.complete",
     "load": "lamoid.recipes.load",
     "load_tokenizer": "lamoid.tokenizers.load",
     "train": "lamoid.training.loop",
