@@ -53,7 +53,9 @@ def check_tokens(tokens: Sequence[str | bytes]) -> None:
         if not 0 < len(token) <= MAX_TOKEN_LENGTH:
             raise DataError(f"token {index} has length {len(token)}; it must have 1 to {MAX_TOKEN_LENGTH}")
         if token in ids:
-            raise DataError(f"tokens {ids[token]} and {index} are both {token!r}; a text must have one spelling in ids")
+            raise DataError(
+                f"tokens {ids[token]} and {index} are both {token!r:.80}; a text must have one spelling in ids"
+            )
         ids[token] = index
 
 
