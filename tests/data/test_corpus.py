@@ -2,6 +2,7 @@
 
 import json
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -213,7 +214,7 @@ def test_the_sample_is_even(tmp_path):
     corpus = corpus_of_documents(tmp_path, texts)
     numbers = [int(text.split()[0]) for text in corpus.sample(corpus.n_bytes // 10)]
     assert 180 <= len(numbers) <= 200
-    gaps = [b - a for a, b in zip(numbers, numbers[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(numbers)]
     assert max(gaps) < 25  # ten, and what is held out between
     assert numbers[0] < 25
     assert numbers[-1] > 1975

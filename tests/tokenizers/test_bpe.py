@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -160,13 +161,13 @@ def test_merge_steps_of_one_word_by_hand():
     symbols = list("lowest")
     assert start == tuple(symbols)
     for merge in merges:
-        pairs = list(zip(symbols, symbols[1:], strict=False))
+        pairs = list(pairwise(symbols))
         lowest = min((ranks[pair], pair) for pair in pairs if pair in ranks)
         assert (merge.rank, merge.pair) == lowest
         at = pairs.index(merge.pair)
         symbols[at : at + 2] = ["".join(merge.pair)]
         assert merge.symbols == tuple(symbols)
-    assert not any(pair in ranks for pair in zip(symbols, symbols[1:], strict=False))
+    assert not any(pair in ranks for pair in pairwise(symbols))
     assert merges
 
 

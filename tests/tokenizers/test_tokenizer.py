@@ -152,7 +152,7 @@ def test_a_catastrophic_pattern_is_a_clean_error(bpe, tmp_path):
         lambda text: tokenizer.encode_many([text]),
         lambda text: tokenizer.encode_batch([text]),
     ):
-        with pytest.raises(DataError, match="the tokenizer cannot encode this text: .*retry-limit-in-match"):
+        with pytest.raises(DataError, match=r"the tokenizer cannot encode this text: .*retry-limit-in-match"):
             call(text)
     assert tokenizer.decode(tokenizer.encode("fine")) == "fine"
 
