@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lamoid.errors import CheckpointError, DataError, LamoidError, MissingExtra, RunError, UsageError
     from lamoid.models.llama import Llama, LlamaConfig
-    from lamoid.recipes.generate import generate
+    from lamoid.recipes.complete import generate
     from lamoid.recipes.load import load
-    from lamoid.tokenizers.tokenizer import Tokenizer, load_tokenizer
+    from lamoid.tokenizers.load import load_tokenizer
+    from lamoid.tokenizers.tokenizer import Tokenizer
     from lamoid.training.loop import Progress, train
 
 _HOMES = {
@@ -22,9 +23,9 @@ _HOMES = {
     "RunError": "lamoid.errors",
     "Tokenizer": "lamoid.tokenizers.tokenizer",
     "UsageError": "lamoid.errors",
-    "generate": "lamoid.recipes.generate",
+    "generate": "lamoid.recipes.complete",
     "load": "lamoid.recipes.load",
-    "load_tokenizer": "lamoid.tokenizers.tokenizer",
+    "load_tokenizer": "lamoid.tokenizers.load",
     "train": "lamoid.training.loop",
 }
 

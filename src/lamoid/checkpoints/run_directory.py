@@ -95,6 +95,7 @@ class RunDirectory:
         except OSError as error:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "unknown"
+            self._lock.close()
             raise RunError(
                 f"{self.path} is in use by process {holder}; wait for it, stop it, or choose another --out"
             ) from error

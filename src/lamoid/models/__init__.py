@@ -1,0 +1,1 @@
+"""An architecture each, top to bottom on one page. No model knows a file format."""

@@ -157,7 +157,7 @@ class Llama(nn.Module):
     ) -> Float[Tensor, "B T D"]:
         """The normalised output of the last block: what `lm_head` turns into logits. Arguments as in `forward`."""
         n_cached = cache.length if cache is not None else 0
-        batch, n_new = input_ids.shape
+        n_new = input_ids.shape[1]
         if attention_mask is not None and attention_mask.shape[1] != n_cached + n_new:
             raise UsageError(
                 f"attention_mask covers {attention_mask.shape[1]} positions; it must cover {n_cached} cached + {n_new} new"

@@ -28,6 +28,7 @@ def run(recipe: Recipe) -> int:
     from lamoid.data.sources import find_sources
     from lamoid.inference.score import score
     from lamoid.recipes.load import load_with_tokenizer
+    from lamoid.recipes.prepare import encode_documents
 
     if not recipe.model or not recipe.text:
         raise UsageError("a model and --text are needed, such as: lamoid eval runs/mine --text book.txt")
@@ -37,9 +38,7 @@ def run(recipe: Recipe) -> int:
     n_bytes = sum(len(text.encode()) for text in texts)
     if not n_bytes:
         raise DataError(f"{recipe.text} is empty; there is nothing to score")
-    begin = tokenizer.special_id("bos")
-    documents = [tokenizer.encode(text) for text in texts]
-    documents = [ids if begin is None or ids[:1] == [begin] else [begin, *ids] for ids in documents]
+    documents = encode_documents(texts, tokenizer)
     context = min(recipe.context or model.config.max_seq_len, model.config.max_seq_len)
     n_tokens = sum(len(ids) - 1 for ids in documents)
     with tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="scoring", delay=2, file=sys.stderr) as bar:

@@ -4,12 +4,15 @@ Every training verb goes through `fit`; they differ in the model, the batches an
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from lamoid.checkpoints.run_directory import RunDirectory
+from lamoid.checkpoints.store import atomic_file
 from lamoid.inference.score import Score
 from lamoid.models.llama import Llama
+from lamoid.recipes.recipe import dump
 from lamoid.recipes.resume import Standing, read_checkpoint, write_checkpoint
 from lamoid.recipes.settings import TrainingSettings
 from lamoid.tokenizers.tokenizer import Tokenizer
@@ -18,6 +21,7 @@ from lamoid.training.loop import Batches, Objective, Progress, StepReport, train
 from lamoid.training.metrics import Display, MetricsLog, step_record
 from lamoid.training.optim import make_optimizer, make_schedule
 
+RECIPE_FILE = "recipe.yaml"
 BYTES_PER_PARAMETER = 12  # weights and Adam's two moments in fp32
 
 
@@ -37,7 +41,8 @@ def fit(
 
     `evaluate(should_stop)` scores the model on held-out text; `identity` holds what must not differ on resume.
     """
-    assert s.max_steps and s.learning_rate and s.warmup_steps is not None and s.eval_every
+    max_steps, eval_every, sample_every = s.max_steps, s.eval_every, s.sample_every
+    assert max_steps and eval_every and s.learning_rate and s.warmup_steps is not None
     optimizer = make_optimizer(
         model.named_parameters(),
         kind=s.optimizer,  # type: ignore[arg-type]
@@ -49,10 +54,10 @@ def fit(
     standing = Standing(Progress((0, 0)))
     if checkpoint is not None:
         standing = read_checkpoint(checkpoint, model, optimizer, identity, force=s.force, notify=directory.notify)
-        directory.notify(f"going on from step {standing.progress.step:,} of {s.max_steps:,}")
-    display, log = Display(s.max_steps, standing.progress.step), MetricsLog(directory.path, standing.progress.step)
-    if s.tensorboard:
-        log.add_tensorboard()
+        directory.notify(f"going on from step {standing.progress.step:,} of {max_steps:,}")
+    with atomic_file(directory.path / RECIPE_FILE) as temporary:
+        temporary.write_text(dump(s), encoding="utf-8")
+    display, log = Display(max_steps, standing.progress.step), MetricsLog(directory.path, standing.progress.step)
     interrupted, began_at = Interrupt(), standing.progress.position
 
     def save(*, show: bool) -> None:
@@ -84,11 +89,13 @@ def fit(
         began_at = standing.progress.position
         display.step(report)
         step = standing.progress.step
-        if s.sample_every and step % s.sample_every == 0 and step < s.max_steps:
+        if sample_every and step % sample_every == 0 and step < max_steps:
             display.note(f"sample: {sample()}")
-        return (step % s.eval_every == 0 or step == s.max_steps) and evaluate_and_save()
+        return (step % eval_every == 0 or step == max_steps) and evaluate_and_save()
 
-    with interrupted:
+    with closing(display), closing(log), interrupted:
+        if s.tensorboard:
+            log.add_tensorboard()
         if not standing.evaluated:
             evaluate_and_save()
         out_of_patience = 0 < s.patience <= standing.evaluations_since_best
@@ -98,8 +105,8 @@ def fit(
                 batches,
                 objective,
                 optimizer,
-                schedule=make_schedule(s.schedule, s.learning_rate, s.warmup_steps, s.max_steps),
-                max_steps=s.max_steps,
+                schedule=make_schedule(s.schedule, s.learning_rate, s.warmup_steps, max_steps),
+                max_steps=max_steps,
                 progress=standing.progress,
                 accumulate=s.accumulate,
                 clip_norm=s.clip_norm,
@@ -109,6 +116,4 @@ def fit(
         if interrupted():
             save(show=standing.best is None)
             display.note(f"stopped at step {standing.progress.step:,}; the same command goes on from there")
-    display.close()
-    log.close()
     return interrupted.exit_code

@@ -1,10 +1,12 @@
 """`lamoid.load`: a model directory -> (model, tokenizer)."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamoid.errors import DataError
-from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from lamoid.errors import DataError, UsageError
+from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
+from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +35,7 @@ def model_directory(path: str | Path) -> Path:
 
 def find_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a model directory, None where it has none."""
-    return load_tokenizer(directory) if (directory / TOKENIZER_FILE).is_file() else None
+    return load_tokenizer(directory) if has_tokenizer(directory) else None
 
 
 def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":
@@ -46,17 +48,32 @@ def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, 
         raise DataError(f"{path} has no tokenizer; put a {TOKENIZER_FILE} beside the model")
     if tokenizer.vocab_size > model.config.vocab_size:
         raise DataError(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model {model.config.vocab_size}; they do not belong together"
+            f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size}; "
+            f"they do not belong together"
         )
     return model, tokenizer
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch compute on this many cores; None leaves its choice, all of them."""
+    """Compute and tokenize on this many cores; None leaves the libraries' choice, all of them."""
     import torch
 
     if threads is None:
         return
     if threads < 1:
-        raise DataError(f"threads is {threads}; at least 1 is needed")
+        raise UsageError(f"threads is {threads}; at least 1 is needed")
     torch.set_num_threads(threads)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # read by the tokenizers' runtime when it is first used
+
+
+def check_device(device: str) -> str:
+    """The device, if this machine has it."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device is {device!r}, which this machine does not have ({str(error).splitlines()[0]})"
+        ) from error
+    return device

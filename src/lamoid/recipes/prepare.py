@@ -19,7 +19,8 @@ from tqdm import tqdm
 from lamoid.data.sources import Source, find_sources
 from lamoid.errors import DataError
 from lamoid.tokenizers.bpe import train_bpe
-from lamoid.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from lamoid.tokenizers.load import load_tokenizer
+from lamoid.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from lamoid.data.corpus import Corpus
@@ -52,9 +53,13 @@ class PreparedText:
                 break
             texts.append(text)
             n_bytes += len(text.encode())
-        begin = self.tokenizer.special_id("bos")
-        rows = self.tokenizer.encode_many(texts)
-        return [[begin, *ids] if begin is not None else ids for ids in rows], n_bytes
+        return encode_documents(texts, self.tokenizer), n_bytes
+
+
+def encode_documents(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of each text behind a begin-of-text token, which gives its first token something to stand behind."""
+    begin = tokenizer.special_id("bos")
+    return [[begin, *ids] if begin is not None else ids for ids in tokenizer.encode_many(texts)]
 
 
 def cache_directory() -> Path:

@@ -4,27 +4,19 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from lamoid.errors import UsageError
-from lamoid.recipes.recipe import dump, load, option, say
-from lamoid.recipes.settings import TrainingSettings
+from lamoid.recipes.recipe import load, say
+from lamoid.recipes.settings import PretrainSettings
 
 EVAL_BYTES = 100_000
-MAY_CHANGE = frozenset(
-    ["out", "data", "threads", "eval_every", "sample_every", "patience", "keep", "device", "tensorboard", "resume", "force", "prompt", "tokenizer"]
-)
+_ELSEWHERE = {"out", "data", "tokenizer", "threads", "device", "resume", "force"}
+_REPORTING = {"eval_every", "sample_every", "prompt", "patience", "keep", "tensorboard"}
+MAY_CHANGE = _ELSEWHERE | _REPORTING
 """Settings that may differ when a run goes on; the data and the tokenizer are compared by their content."""
 
 
 @dataclass(frozen=True)
-class Recipe(TrainingSettings):
+class Recipe(PretrainSettings):
     """Train a Llama on raw text in any script. What is not given follows from the text and the number of cores."""
-
-    data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
-    out: str = option("", "directory of the run; the same command goes on where it stopped")
-    model: str = option("auto", "auto, or a published size such as llama-3.2-1b")
-    tokenizer: str = option("", "directory of a tokenizer (default: train a byte-level BPE on the text)")
-    vocab_size: int | None = option(None, "ids of the tokenizer that is trained")
-    heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
-    prompt: str = option("", "beginning of the samples (default: the model's own)")
 
 
 def run(recipe: Recipe) -> int:
@@ -32,14 +24,13 @@ def run(recipe: Recipe) -> int:
     import torch
 
     from lamoid.checkpoints.run_directory import RunDirectory
-    from lamoid.checkpoints.store import atomic_file
     from lamoid.data.packed import PackedRows
     from lamoid.inference.score import score
     from lamoid.models.llama import Llama
     from lamoid.recipes.choose import choose
+    from lamoid.recipes.complete import sample
     from lamoid.recipes.fit import fit
-    from lamoid.recipes.generate import sample
-    from lamoid.recipes.load import set_threads
+    from lamoid.recipes.load import check_device, set_threads
     from lamoid.training.objectives import next_token
 
     if not recipe.data or not recipe.out:
@@ -48,10 +39,8 @@ def run(recipe: Recipe) -> int:
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
         chosen, text, config = choose(_with_earlier(recipe, directory.path), say)
         assert chosen.context and chosen.batch_rows
-        with atomic_file(directory.path / "recipe.yaml") as temporary:
-            temporary.write_text(dump(chosen), encoding="utf-8")
         model = Llama(config, gradient_checkpointing=chosen.gradient_checkpointing).initialise(chosen.seed)
-        model.to(dtype=getattr(torch, chosen.dtype), device=chosen.device)
+        model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))
         documents, n_bytes = text.heldout_documents(EVAL_BYTES)
         settings = {name: value for name, value in asdict(chosen).items() if name not in MAY_CHANGE}
         code = fit(

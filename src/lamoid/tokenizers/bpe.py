@@ -8,6 +8,7 @@ Source: Sennrich et al. 2016; bytes as symbols: Radford et al. 2019 (GPT-2), sec
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import tokenizers as runtime
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -27,7 +28,7 @@ SPECIALS = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|pad|
 N_BYTES = 256
 
 # Llama 3's split into words (its tokenizer.py): contractions, letters, up to three digits, punctuation, line ends, spaces.
-_SPLIT = (
+WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -45,7 +46,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, split_digits: bool = Fal
         lowest = N_BYTES + len(SPECIAL_TOKENS)
         raise UsageError(f"vocab_size is {vocab_size}; the bytes and the special tokens alone need {lowest}")
     backend = runtime.Tokenizer(models.BPE())
-    split = _SPLIT.format(digits=DIGITS_ALONE if split_digits else DIGITS_IN_THREES)
+    split = WORDS.format(digits=DIGITS_ALONE if split_digits else DIGITS_IN_THREES)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(runtime.Regex(split), behavior="isolated"),
@@ -65,7 +66,7 @@ def finish(backend: runtime.Tokenizer) -> Tokenizer:
     backend.add_special_tokens([runtime.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
     begin = SPECIALS["bos"]
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", pair=f"{begin} $A {begin} $B:1", special_tokens=[(begin, backend.token_to_id(begin))]
+        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, backend.token_to_id(begin))]
     )
     return Tokenizer(backend, SPECIALS)
 
@@ -105,7 +106,7 @@ def merge_steps(tokenizer: Tokenizer, text: str) -> Iterator[tuple[tuple[str, ..
 def readable(symbol: str) -> str:
     """A byte-level symbol as the text it stands for; bytes that are no text by themselves as \\xNN."""
     try:
-        raw = bytes(_BYTE_OF_SYMBOL[c] for c in symbol)
+        raw = bytes(BYTE_OF_SYMBOL[c] for c in symbol)
     except KeyError:
         return symbol
     return raw.decode("utf-8", errors="backslashreplace")
@@ -121,7 +122,7 @@ def _first_symbols(word: str, vocab: dict[str, int], byte_fallback: bool) -> Ite
 
 def _merge(symbols: tuple[str, ...], ranks: dict[tuple[str, ...], int]) -> Iterator[Merge]:
     while True:
-        known = [pair for pair in zip(symbols, symbols[1:], strict=False) if pair in ranks]
+        known = [pair for pair in pairwise(symbols) if pair in ranks]
         if not known:
             return
         best = min(known, key=ranks.__getitem__)
@@ -146,4 +147,4 @@ def _byte_symbols() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(N_BYTES + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF_SYMBOL = _byte_symbols()
+BYTE_OF_SYMBOL = _byte_symbols()

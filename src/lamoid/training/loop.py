@@ -85,7 +85,7 @@ def train(
             batch, position = batches(position)
             loss, count = objective(model, batch)
             if count:
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 loss_sum, n_trained = loss_sum + float(loss.detach()), n_trained + count
         rate = schedule(progress.step)
         mean_loss = loss_sum / n_trained if n_trained else math.nan

@@ -1,0 +1,1 @@
+"""Looking at models and runs: pictures, drawn from the numbers of the code that ran."""
