@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from lamoid.tokenizers.tokenizer import Tokenizer
 FinishReason = Literal["length", "end", "stop"]
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """What the loop needs of a model: logits after the prompts, then after one more token of each sequence."""
 
