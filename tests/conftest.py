@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import sys
 import tempfile
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import beartype
 import jaxtyping
 
 _CACHE_HOME = tempfile.mkdtemp(prefix="lamoid-tests-")
@@ -16,7 +19,10 @@ os.environ |= {
     "OMP_NUM_THREADS": "1",  # the models are tiny: more threads only get in each other's way
     "OMP_WAIT_POLICY": "passive",  # where a test asks for some, waiting ones leave the cores to the others
 }
-jaxtyping.install_import_hook("lamoid", "beartype.beartype")  # before anything imports lamoid
+checker = types.ModuleType("numeric_tower")  # beartype, with an int where a float is asked for, as PEP 484 has it
+checker.check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+sys.modules["numeric_tower"] = checker
+jaxtyping.install_import_hook("lamoid", "numeric_tower.check")  # before anything imports lamoid
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -295,7 +295,7 @@ def peak_mib():
 from lamoid.data.corpus import survey
 from lamoid.data.packed import write_tokens
 from lamoid.data.sources import find_sources
-from lamoid.tokenizers.tokenizer import load_tokenizer
+from lamoid.tokenizers.load import load_tokenizer
 
 def measure(file):
     corpus = survey(find_sources([file]))

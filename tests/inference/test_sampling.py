@@ -205,7 +205,9 @@ def test_a_value_of_the_wrong_type_is_refused_by_name():
     assert (output.stdout, output.stderr) == ("31\n", "")
 
 
-@pytest.mark.parametrize("rules", [{"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0}, {"temperature": 0.0}, {"min_p": 1.0}], ids=str)
+@pytest.mark.parametrize(
+    "rules", [{"top_k": 0}, {"top_p": 1.0}, {"min_p": 0.0}, {"temperature": 0.0}, {"min_p": 1.0}], ids=str
+)
 def test_the_ends_of_the_ranges_are_allowed(rules):
     Sampling(**rules)
 

@@ -194,6 +194,19 @@ def test_explicit_path_gives_the_same(name: str, tmp_path: Path) -> None:
     assert_equal_logits(explicit(ids), theirs(ids).logits)
 
 
+@pytest.mark.parametrize("path", ["fused", "explicit"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_never_makes_a_nan(path: Any, side: str) -> None:
+    model = Llama(small_model().config, attention_path=path).initialise(2)
+    ids, mask = some_ids(2, 7), torch.ones(2, 7, dtype=torch.int64)
+    mask[1, slice(0, 4) if side == "left" else slice(3, None)] = 0
+    logits = model(ids, mask)
+    assert torch.isfinite(logits).all()
+    logits[mask.bool()].logsumexp(-1).sum().backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all()
+
+
 @pytest.mark.parametrize("name", ["llama-2", "llama-3.2", "both-biases", "yarn"])
 def test_gradients_equal_transformers(name: str, tmp_path: Path) -> None:
     theirs, ours = twins(tmp_path, **TWINS[name])

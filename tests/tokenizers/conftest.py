@@ -20,7 +20,8 @@ STRESS = {
     "emoji": "😀👍🏽👨‍👩‍👧‍👦🏳️‍🌈🇻🇳❤️‍🔥 1️⃣",
     "combining": "e\u0301 o\u0302\u0323 Z\u0351\u036b\u0343\u036a\u0302\u036b\u033d a\u0308\u0308\u0308",
     "Vietnamese NFC": "Tiếng Việt được viết bằng chữ Quốc ngữ, với nhiều dấu thanh.",
-    "Vietnamese NFD": "Tie\u0302\u0301ng Vie\u0323\u0302t \u0111u\u031bo\u031b\u0323c vie\u0302\u0301t chu\u031b\u0303",
+    "Vietnamese NFD": "Tie\u0302\u0301ng Vie\u0323\u0302t "
+    "d\u0111u\u031bo\u031b\u0323c vie\u0302\u0301t ba\u0306\u0300ng chu\u031b\u0303",
     "Chinese": "大型语言模型可以理解和生成文本。它们由许多层组成，每一层都有注意力机制！",
     "rare Chinese": "𠮷野家で𩸽を食べる㐀㐁",
     "Japanese": "ラマは大きな動物です。ﾊﾝｶｸもあります。",

@@ -7,7 +7,8 @@ import transformers
 
 from lamoid.errors import DataError
 from lamoid.tokenizers import tokenizer as module
-from lamoid.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from lamoid.tokenizers.load import load_tokenizer
+from lamoid.tokenizers.tokenizer import Tokenizer
 
 
 def changed(tokenizer, tmp_path, change):

@@ -172,7 +172,9 @@ def _scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 def _rope_from_hf(raw: dict[str, Any], max_seq_len: int) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from either spelling; where both are there, they have to agree."""
-    spellings = [(field, raw[field]) for field in ("rope_parameters", "rope_scaling") if raw.get(field) not in (None, {})]
+    spellings = [
+        (field, raw[field]) for field in ("rope_parameters", "rope_scaling") if raw.get(field) not in (None, {})
+    ]
     for field, value in spellings:
         if not isinstance(value, dict):
             raise CheckpointError(f"{field} is {value!r}; it must be an object or null")
@@ -214,7 +216,7 @@ def _scaling_from_hf(raw: dict[str, Any], max_seq_len: int) -> RopeScaling | Non
         raise CheckpointError(
             f"high_freq_factor is {values['high_freq_factor']}; it must be above low_freq_factor {values['low_freq_factor']}"
         )
-    return kind(**values)  # type: ignore[no-any-return]
+    return kind(**values)
 
 
 def _as(kind: Any, field: str, value: Any) -> Any:

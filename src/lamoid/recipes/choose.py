@@ -11,7 +11,7 @@ from lamoid.models.llama import PRESETS, Llama, LlamaConfig
 from lamoid.recipes.prepare import PreparedText, measure, prepare
 from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, model_config
-from lamoid.tokenizers.tokenizer import load_tokenizer
+from lamoid.tokenizers.load import load_tokenizer
 
 S = TypeVar("S", bound=PretrainSettings)
 LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
@@ -53,7 +53,7 @@ def choose(recipe: S, notify: Callable[[str], object]) -> tuple[S, PreparedText,
         max_steps=steps,
         warmup_steps=warmup,
         learning_rate=recipe.learning_rate or size.learning_rate,
-        eval_every=recipe.eval_every or max(steps // 20, 1),
+        eval_every=recipe.eval_every or max(steps // 10, 1),
         sample_every=max(steps // 10, 1) if recipe.sample_every is None else recipe.sample_every,
     )
     notify(

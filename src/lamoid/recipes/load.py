@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamoid.errors import DataError, UsageError
-from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
+from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ def model_directory(path: str | Path) -> Path:
 
 def find_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a model directory, None where it has none."""
-    return load_tokenizer(directory) if (directory / TOKENIZER_FILE).is_file() else None
+    return load_tokenizer(directory) if has_tokenizer(directory) else None
 
 
 def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":

@@ -28,7 +28,7 @@ SPECIALS = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|pad|
 N_BYTES = 256
 
 # Llama 3's split into words (its tokenizer.py): contractions, letters, up to three digits, punctuation, line ends, spaces.
-_SPLIT = (
+WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -46,7 +46,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, split_digits: bool = Fal
         lowest = N_BYTES + len(SPECIAL_TOKENS)
         raise UsageError(f"vocab_size is {vocab_size}; the bytes and the special tokens alone need {lowest}")
     backend = runtime.Tokenizer(models.BPE())
-    split = _SPLIT.format(digits=DIGITS_ALONE if split_digits else DIGITS_IN_THREES)
+    split = WORDS.format(digits=DIGITS_ALONE if split_digits else DIGITS_IN_THREES)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(runtime.Regex(split), behavior="isolated"),
@@ -106,7 +106,7 @@ def merge_steps(tokenizer: Tokenizer, text: str) -> Iterator[tuple[tuple[str, ..
 def readable(symbol: str) -> str:
     """A byte-level symbol as the text it stands for; bytes that are no text by themselves as \\xNN."""
     try:
-        raw = bytes(_BYTE_OF_SYMBOL[c] for c in symbol)
+        raw = bytes(BYTE_OF_SYMBOL[c] for c in symbol)
     except KeyError:
         return symbol
     return raw.decode("utf-8", errors="backslashreplace")
@@ -147,4 +147,4 @@ def _byte_symbols() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(N_BYTES + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF_SYMBOL = _byte_symbols()
+BYTE_OF_SYMBOL = _byte_symbols()

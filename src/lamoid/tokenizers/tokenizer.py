@@ -3,9 +3,12 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers as runtime
@@ -13,8 +16,11 @@ import tokenizers as runtime
 from lamoid.errors import DataError
 
 CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
+CANNOT_ENCODE = "the tokenizer cannot encode this text"
 MAX_TOKENIZER_BYTES = 256 * 2**20
 SPECIAL_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
+_BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+_STRAY_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is no UTF-8
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,12 @@ class Tokenizer:
     Special tokens that a user writes out in a text stay text: only the tokenizer itself and chat templates place them.
     `specials` names the token of each role in SPECIAL_ROLES that the model has, such as {"bos": "<|begin_of_text|>"}.
     `vocab_size` is the number of ids, special tokens included: the largest id plus one.
+    `native` are the files from which it was read, by name, where that was no `tokenizer.json`.
     """
 
-    def __init__(self, backend: runtime.Tokenizer, specials: dict[str, str]) -> None:
+    def __init__(
+        self, backend: runtime.Tokenizer, specials: dict[str, str], native: Mapping[str, bytes] | None = None
+    ) -> None:
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
@@ -46,6 +55,9 @@ class Tokenizer:
         missing = [specials[role] for role, index in self._special_ids.items() if index is None]
         if missing:
             raise DataError(f"special tokens {missing} are not in the vocabulary; add them to {TOKENIZER_FILE}")
+        self.native = dict(native or {})
+        self._byte_ids = _byte_ids(backend)
+        self._byte_of_id = {index: byte for byte, index in enumerate(self._byte_ids)}
 
     def special_id(self, role: str) -> int | None:
         """The id of the token in a role of SPECIAL_ROLES, None where the tokenizer has none."""
@@ -56,14 +68,14 @@ class Tokenizer:
         _check_encodable(text)
         if pair is not None:
             _check_encodable(pair)
-        with _runtime_errors():
+        with runtime_errors(CANNOT_ENCODE):
             return self.backend.encode(text, pair, add_special_tokens=add_special_tokens).ids
 
     def encode_many(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         """Ids of many texts, on all cores. The environment's RAYON_NUM_THREADS limits them."""
         for text in texts:
             _check_encodable(text)
-        with _runtime_errors():
+        with runtime_errors(CANNOT_ENCODE):
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
@@ -74,7 +86,7 @@ class Tokenizer:
         for text in (*texts, *(pairs or ())):
             _check_encodable(text)
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        with _runtime_errors():
+        with runtime_errors(CANNOT_ENCODE):
             encodings = self.backend.encode_batch(inputs)
         shape = (len(encodings), max((len(e.ids) for e in encodings), default=0))
         ids = np.full(shape, self.special_id("pad") or 0, dtype=np.int64)
@@ -89,7 +101,24 @@ class Tokenizer:
         for index in ids:
             if not 0 <= index < self.vocab_size:
                 raise DataError(f"id {index} is outside the vocabulary; ids run from 0 to {self.vocab_size - 1}")
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        ids = [int(i) for i in ids]
+        if self._byte_of_id:
+            ids = self._replace_stray_bytes(ids)
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def _replace_stray_bytes(self, ids: list[int]) -> list[int]:
+        """Byte tokens that are no UTF-8 become the three of U+FFFD, one U+FFFD for each, as in sentencepiece.
+
+        The runtime would give up the whole run of byte tokens, its valid characters too.
+        """
+        repaired: list[int] = []
+        for is_byte, run in groupby(ids, self._byte_of_id.__contains__):
+            if is_byte:
+                text = bytes(self._byte_of_id[i] for i in run).decode("utf-8", "surrogateescape")
+                repaired += [self._byte_ids[byte] for byte in _STRAY_BYTE.sub("\ufffd", text).encode()]
+            else:
+                repaired += run
+        return repaired
 
     def decode_stream(self, before: Sequence[int]) -> Callable[[int], str]:
         """Decode id by id: a function from the next id to the text it completes, empty inside a character.
@@ -121,16 +150,17 @@ class Tokenizer:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
-            **{f"{role}_token": token for role, token in self.specials.items()},
+            **{f"{role}_token": self.specials[role] for role in SPECIAL_ROLES if role in self.specials},
         }
         return {
             TOKENIZER_FILE: self.backend.to_str(pretty=True).encode(),
             CONFIG_FILE: (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode(),
+            **self.native,
         }
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Read the tokenizer of a model directory, or a `tokenizer.json` by itself.
+def read_tokenizer_json(path: str | Path) -> Tokenizer:
+    """Read the `tokenizer.json` of a model directory, or by itself.
 
     Raises DataError where the files are missing, too large, or make no tokenizer.
     """
@@ -140,23 +170,24 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise DataError(f"{file} does not exist; a tokenizer is a directory with {TOKENIZER_FILE}, or that file")
     if file.stat().st_size > MAX_TOKENIZER_BYTES:
         raise DataError(f"{file} has {file.stat().st_size} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES}")
-    try:
+    with runtime_errors(f"{file} is no tokenizer"):
         backend = runtime.Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except BaseException as error:  # the Rust library's panic is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        raise DataError(f"{file} is no tokenizer: {error}") from error
-    return Tokenizer(backend, _read_specials(file.with_name(CONFIG_FILE)))
+    return Tokenizer(backend, name_roles(read_config(file.with_name(CONFIG_FILE))))
 
 
-def _read_specials(file: Path) -> dict[str, str]:
+def read_config(file: Path) -> dict[str, Any]:
+    """What a `tokenizer_config.json` says, nothing where there is none. Raises DataError where it is no JSON object."""
     if not file.is_file():
         return {}
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        tokens = {role: config.get(f"{role}_token") for role in SPECIAL_ROLES}
+        return dict(json.loads(file.read_text(encoding="utf-8")).items())
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{file} is not a JSON object: {error}") from error
+
+
+def name_roles(config: dict[str, Any]) -> dict[str, str]:
+    """The special token of each role that a `tokenizer_config.json` names."""
+    tokens = {role: config.get(f"{role}_token") for role in SPECIAL_ROLES}
     contents = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
     return {role: token for role, token in contents.items() if isinstance(token, str)}
 
@@ -169,14 +200,14 @@ def _check_ids(vocabulary: dict[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def _runtime_errors() -> Iterator[None]:
-    """Turn what the runtime raises, its panics included, into a DataError: the tokenizer's file is to blame."""
+def runtime_errors(what: str) -> Iterator[None]:
+    """Raise DataError for whatever the Rust library raises, its panic too, which is no Exception."""
     try:
         yield
-    except BaseException as error:  # the Rust library's panic is no Exception
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
             raise
-        raise DataError(f"the tokenizer cannot encode this text: {error}") from error
+        raise DataError(f"{what}: {error}") from error
 
 
 def _check_encodable(text: str) -> None:
@@ -187,3 +218,12 @@ def _check_encodable(text: str) -> None:
             f"the text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is no "
             f"character; replace it, for example with text.encode('utf-8', 'replace').decode()"
         ) from error
+
+
+def _byte_ids(backend: runtime.Tokenizer) -> list[int]:
+    """The ids of the 256 byte tokens, none where the model does not fall back on bytes."""
+    if not getattr(backend.model, "byte_fallback", False):
+        return []
+    ids = [backend.token_to_id(token) for token in _BYTE_TOKENS]
+    known = [index for index in ids if index is not None]
+    return known if len(known) == len(_BYTE_TOKENS) else []
