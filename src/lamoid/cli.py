@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from lamoid.errors import LamoidError, UsageError
@@ -24,10 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()  # a reader that has gone is noticed here, not while Python shuts down
+        return code
     except LamoidError as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"lamoid: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -78,6 +78,31 @@ def test_flags_of_every_kind():
     assert recipe == Recipe("place", 3, 4, 0.001, data=["a", "b", "c"], deep=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class TwoPlaces:
+    """A recipe that is mostly called by place."""
+
+    model: str = option("", "which model", positional=True)
+    prompt: str = option("", "which prompt", positional=True)
+    steps: int = option(0, "how many")
+    deep: bool = option(False, "whether deep")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "m p --steps 3 --deep",
+        "m --steps 3 p --deep",
+        "--deep m p --steps 3",
+        "--deep --steps=3 m p",
+        "m --deep --steps 3 p",
+    ],
+)
+def test_flags_stand_anywhere_between_places(words):
+    assert parse(TwoPlaces, words.split(), "lamoid test") == TwoPlaces("m", "p", 3, True)
+    assert parse(TwoPlaces, ["--deep", "m"], "lamoid test") == TwoPlaces("m", deep=True)
+
+
 def test_lists_in_the_environment_are_paths(monkeypatch):
     monkeypatch.setenv("LAMOID_DATA", "a:b c:d")
     assert parsed().data == ["a", "b c", "d"]

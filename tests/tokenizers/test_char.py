@@ -113,6 +113,14 @@ def test_decoding_goes_on_behind_any_text(char, before, after):
     assert "".join(step(index) for index in char.encode(after + "a", add_special_tokens=False)) == after + "a"
 
 
+@TEXTS
+@given(ids=st.lists(st.one_of(st.integers(0x80, 0xFF), st.sampled_from([0xE4, 0xBD, 0xA0]), st.integers(0, 499))))
+def test_decoding_any_ids_one_by_one_equals_decoding_at_once(char, ids):
+    ids = [*ids, *char.encode("a", add_special_tokens=False)]
+    step = char.decode_stream([])
+    assert "".join(step(index) for index in ids) == char.decode(ids)
+
+
 def test_a_stray_byte_does_not_take_back_what_was_shown(char):
     """A model may write a whole character and then half of one: 你, the first byte of two, and an a."""
     step = char.decode_stream([])

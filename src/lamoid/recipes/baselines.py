@@ -13,6 +13,7 @@ def ngram_bits_per_byte(training: bytes, heldout: bytes, order: int = 5) -> floa
     h' is h without its oldest byte, kinds(h) the number of different bytes seen behind h, and p(b | nothing) is 1/256 at
     the end. Source: Witten & Bell 1991; Chen & Goodman 1998, section 2.4.
     """
+    assert 1 <= order <= 8, "a run of bytes is kept as one number of 64 bits"
     probability = np.full(max(len(heldout) - order + 1, 0), 1 / 256)
     for length in range(order):
         seen, wanted = _windows(training, length + 1), _windows(heldout, length + 1)

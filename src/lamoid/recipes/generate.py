@@ -42,9 +42,10 @@ def run(recipe: Recipe) -> int:
     model, tokenizer = load_with_tokenizer(r.model, r.threads)
     began, done = time.perf_counter(), None
     settings = dict(sampling=sampling, max_new_tokens=r.max_new_tokens, stop=r.stop, seed=r.seed)
+    chunks = stream(TorchDecoder(model), tokenizer, [prompt], **settings)  # type: ignore[arg-type]
     if not r.json:
         print(prompt, end="", flush=True)
-    for chunk in stream(TorchDecoder(model), tokenizer, [prompt], **settings):  # type: ignore[arg-type]
+    for chunk in chunks:
         done = chunk.completion or done
         if not r.json:
             print(chunk.text, end="", flush=True)

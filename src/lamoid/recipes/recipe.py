@@ -37,7 +37,7 @@ def parse(kind: type[R], arguments: Sequence[str], program: str) -> R:
     parser.add_argument(
         "--recipe", metavar="FILE", help="read settings from this YAML file, such as a run's recipe.yaml"
     )
-    flags = vars(parser.parse_args(list(arguments)))
+    flags = vars(parser.parse_intermixed_args(list(arguments)))
     file = flags.pop("recipe", None)
     return make(kind, (load(Path(file)) if file else {}) | _environment(kind) | flags)
 
@@ -66,7 +66,11 @@ def load(file: Path) -> dict[str, Any]:
 
 def dump(recipe: Any) -> str:
     """A recipe as YAML, every field with its value."""
-    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+    values = dataclasses.asdict(recipe)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) != values:  # PyYAML does not escape the line ends of Unicode, such as U+0085
+        text = yaml.safe_dump(values, sort_keys=False)
+    return text
 
 
 def say(text: str) -> None:
@@ -152,7 +156,7 @@ def _convert_one(value: Any, kind: type, field: dataclasses.Field[Any]) -> Any:
         raise wrong
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise wrong from None
     if not isinstance(value, str) and converted != value:
         raise wrong

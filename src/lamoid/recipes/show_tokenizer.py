@@ -24,9 +24,9 @@ def run(recipe: Recipe) -> int:
     if not recipe.tokenizer or not recipe.text:
         raise UsageError('a tokenizer and a text are needed, such as: lamoid tokenizer show my-tokenizer "low lower"')
     tokenizer = load_tokenizer(recipe.tokenizer)
+    ids = tokenizer.encode(recipe.text, add_special_tokens=False)
     words = list(merge_steps(tokenizer, recipe.text))
     symbols = [s for start, merges in words for s in (merges[-1].symbols if merges else start)]
-    ids = tokenizer.encode(recipe.text, add_special_tokens=False)
     if recipe.json:
         steps = [{"symbols": start, "merges": [asdict(m) for m in merges]} for start, merges in words]
         print(json.dumps({"words": steps, "tokens": symbols, "ids": ids}, ensure_ascii=False))

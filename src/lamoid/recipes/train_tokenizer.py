@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lamoid.errors import UsageError
+from lamoid.errors import RunError, UsageError
 from lamoid.recipes.recipe import option
 
 DEFAULT_VOCAB_SIZES = {"bpe": 8192, "char": None}
@@ -43,22 +43,25 @@ def run(recipe: Recipe) -> int:
     share = min(1.0, recipe.sample_bytes / max(n_bytes, 1))
 
     def texts() -> Iterator[str]:
-        owed = 0.0
+        owed = 1.0
         with tqdm(total=n_bytes, unit="B", unit_scale=True, desc="reading", delay=2, file=sys.stderr) as bar:
             for source in sources:
                 for passage in read_passages(source, 32_768):
                     bar.update(len(passage.text.encode()))
-                    owed += share
                     if owed >= 1.0:
                         owed -= 1.0
                         yield passage.text
+                    owed += share
 
     if recipe.kind == "bpe":
         tokenizer = train_bpe(texts(), recipe.vocab_size or 8192, split_digits=recipe.split_digits)
     else:
         tokenizer = train_char(texts(), recipe.vocab_size)
     out = Path(recipe.out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
     for name, content in tokenizer.files().items():
         with atomic_file(out / name) as temporary:
             temporary.write_bytes(content)
