@@ -17,7 +17,7 @@ from lamoid.checkpoints.hf import write_model
 from lamoid.cli import VERBS, main
 from lamoid.inference.score import score
 from lamoid.models.llama import Llama, LlamaConfig
-from lamoid.tokenizers.bpe import train_bpe
+from lamoid.tokenizers.bpe import DIGITS_IN_THREES, WORDS, train_bpe
 
 SCRIPTS = {
     "Vietnamese": "Tiếng Việt có nhiều dấu thanh, rất đẹp.",
@@ -358,3 +358,31 @@ def test_settings_come_from_the_environment_and_a_file(call, directory, tmp_path
     assert len(json.loads(call("generate", "--recipe", tmp_path / "recipe.yaml")[1])["ids"]) == 4
     words = ["generate", "--recipe", tmp_path / "recipe.yaml", "--max-new-tokens", 5]
     assert len(json.loads(call(*words)[1])["ids"]) == 5
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "tiktoken"])
+def test_native_files_open_in_their_own_libraries(call, tmp_path, kind):
+    """The trained directory holds tokenizer.model, and the library that it is made for gives the same ids."""
+    file = tmp_path / "text.txt"
+    file.write_text("\n".join(SCRIPTS.values()) * 40 + "\nthe cat sat on the mat 2024\n" * 40, encoding="utf-8")
+    code, _, error = call(
+        *("tokenizer", "train", "--data", file, "--kind", kind, "--vocab-size", 560, "--out", tmp_path / kind)
+    )
+    assert code == 0, error
+    tokenizer = lamoid.load_tokenizer(tmp_path / kind)
+    assert tokenizer.vocab_size == 560
+    native = tmp_path / kind / "tokenizer.model"
+    if kind == "sentencepiece":
+        import sentencepiece
+
+        encode = sentencepiece.SentencePieceProcessor(model_file=str(native)).encode
+    else:
+        import tiktoken
+        from tiktoken.load import load_tiktoken_bpe
+
+        pattern = WORDS.format(digits=DIGITS_IN_THREES)
+        ranks = load_tiktoken_bpe(str(native))
+        encode = tiktoken.Encoding("trained", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}).encode
+    for text in [*SCRIPTS.values(), "the cat sat on 123456 mats\n\n  ok"]:
+        assert tokenizer.encode(text, add_special_tokens=False) == encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lamoid.data.sources import Passage, Source, read_passages
+from lamoid.data.sources import Passage, Source, read_passages, spread
 from lamoid.errors import DataError
 
 PARAGRAPH_CHARS = 64
@@ -56,13 +56,7 @@ class Corpus:
 
     def sample(self, n_bytes: int) -> Iterator[str]:
         """Training passages spread evenly over the whole corpus, of about `n_bytes` together."""
-        share = min(1.0, n_bytes / max(self.n_bytes, 1))
-        owed = 1.0
-        for passage in self.training():
-            if owed >= 1.0:
-                owed -= 1.0
-                yield passage.text
-            owed += share
+        return spread((passage.text for passage in self.training()), n_bytes / max(self.n_bytes, 1))
 
 
 def survey(

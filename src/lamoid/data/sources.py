@@ -14,7 +14,7 @@ import json
 import lzma
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,16 @@ def read_passages(source: Source, passage_bytes: int) -> Iterator[Passage]:
                 starts, held = False, held[end:]
         if held:
             yield Passage(held, source.name, starts, ends=True)
+
+
+def spread(texts: Iterable[str], share: float) -> Iterator[str]:
+    """A share of the texts, spread evenly over all of them; the first is always among them."""
+    owed = 1.0
+    for text in texts:
+        if owed >= 1.0:
+            owed -= 1.0
+            yield text
+        owed += min(share, 1.0)
 
 
 def _cut(text: str, limit: int) -> int:
@@ -161,7 +171,7 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, offset: int, path:
         ) from None
 
 
-def _read_blocks(path: Path) -> Iterator[bytes]:
+def _read_blocks(path: Path) -> Generator[bytes, None, None]:
     try:
         with _open(path) as file:
             if path.suffix.lower() == ".zst":
@@ -200,6 +210,10 @@ class _BlockReader(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        self._blocks.close()
+        super().close()
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         self._rest = self._rest or next(filter(None, self._blocks), b"")

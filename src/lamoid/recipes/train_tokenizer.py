@@ -5,13 +5,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 from lamoid.errors import RunError, UsageError
 from lamoid.recipes.recipe import option
 
-DEFAULT_VOCAB_SIZES = {"bpe": 8192, "char": None}
+if TYPE_CHECKING:
+    from lamoid.data.sources import Source
+    from lamoid.tokenizers.tokenizer import Tokenizer
+
+KINDS = ("bpe", "char", "sentencepiece", "tiktoken")
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,9 @@ class Recipe:
 
     data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
     out: str = option("", "directory to write")
-    kind: str = option("bpe", "how text is cut: byte-level BPE, or single characters", choices=("bpe", "char"))
-    vocab_size: int | None = option(None, "number of ids, special tokens included (bpe: 8192; char: all characters)")
-    split_digits: bool = option(False, "make each digit a token of its own (bpe)")
+    kind: str = option("bpe", "byte-level BPE, characters, Llama 2's SentencePiece, or Llama 3's file", choices=KINDS)
+    vocab_size: int | None = option(None, "ids, special tokens included (8192; sentencepiece: 32000; char: all)")
+    split_digits: bool = option(False, "make each digit a token of its own (bpe; sentencepiece always does)")
     sample_bytes: int = option(50_000_000, "train on about this much text, spread evenly over all of it; bounds memory")
     json: bool = option(False, "print what was made as one JSON object")
 
@@ -30,9 +35,7 @@ class Recipe:
 def run(recipe: Recipe) -> int:
     """Read a sample of the data, train, write the directory."""
     from lamoid.checkpoints.store import atomic_file
-    from lamoid.data.sources import find_sources, read_passages
-    from lamoid.tokenizers.bpe import train_bpe
-    from lamoid.tokenizers.char import train_char
+    from lamoid.data.sources import find_sources
 
     if not recipe.data or not recipe.out:
         raise UsageError(
@@ -40,23 +43,7 @@ def run(recipe: Recipe) -> int:
         )
     sources = find_sources(recipe.data)
     n_bytes = sum(source.n_bytes for source in sources)
-    share = min(1.0, recipe.sample_bytes / max(n_bytes, 1))
-
-    def texts() -> Iterator[str]:
-        owed = 1.0
-        with tqdm(total=n_bytes, unit="B", unit_scale=True, desc="reading", delay=2, file=sys.stderr) as bar:
-            for source in sources:
-                for passage in read_passages(source, 32_768):
-                    bar.update(len(passage.text.encode()))
-                    if owed >= 1.0:
-                        owed -= 1.0
-                        yield passage.text
-                    owed += share
-
-    if recipe.kind == "bpe":
-        tokenizer = train_bpe(texts(), recipe.vocab_size or 8192, split_digits=recipe.split_digits)
-    else:
-        tokenizer = train_char(texts(), recipe.vocab_size)
+    tokenizer = _train(recipe, _sample(sources, n_bytes, recipe.sample_bytes))
     out = Path(recipe.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -68,3 +55,31 @@ def run(recipe: Recipe) -> int:
     facts = {"out": str(out), "kind": recipe.kind, "vocab_size": tokenizer.vocab_size, "bytes": n_bytes}
     print(json.dumps(facts) if recipe.json else f"{out}: {recipe.kind}, {tokenizer.vocab_size:,} ids")
     return 0
+
+
+def _train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
+    from lamoid.tokenizers import bpe, char, sentencepiece, tiktoken
+
+    if recipe.kind == "char":
+        return char.train_char(texts, recipe.vocab_size)
+    if recipe.kind == "sentencepiece":
+        return sentencepiece.train_sentencepiece(texts, recipe.vocab_size or 32_000)
+    if recipe.kind == "tiktoken":  # Llama 3's special tokens in place of ours
+        n_special = len(tiktoken.LLAMA_3_SPECIAL_TOKENS) - len(bpe.SPECIAL_TOKENS)
+        learned = bpe.train_bpe(texts, (recipe.vocab_size or 8192) - n_special)
+        return tiktoken.read_tiktoken(tiktoken.write_tiktoken(learned))
+    return bpe.train_bpe(texts, recipe.vocab_size or 8192, split_digits=recipe.split_digits)
+
+
+def _sample(sources: "list[Source]", n_bytes: int, sample_bytes: int) -> Iterator[str]:
+    from lamoid.data.sources import read_passages, spread
+
+    with tqdm(total=n_bytes, unit="B", unit_scale=True, desc="reading", delay=2, file=sys.stderr) as bar:
+
+        def texts() -> Iterator[str]:
+            for source in sources:
+                for passage in read_passages(source, 32_768):
+                    bar.update(len(passage.text.encode()))
+                    yield passage.text
+
+        yield from spread(texts(), sample_bytes / max(n_bytes, 1))
