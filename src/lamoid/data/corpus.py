@@ -137,8 +137,12 @@ def _fold(text: str) -> str:
 
 
 def _first_occurrences(hashes: np.ndarray) -> np.ndarray:
+    """Which of the hashes did not occur before; sorted in 256 parts by their highest byte, so that little is copied."""
     keep = np.zeros(len(hashes), dtype=bool)
-    keep[np.unique(hashes, return_index=True)[1]] = True
+    highest_byte = hashes.astype("<u8", copy=False).view(np.uint8)[7::8]
+    for value in range(256):
+        part = np.flatnonzero(highest_byte == value)
+        keep[part[np.unique(hashes[part], return_index=True)[1]]] = True
     return keep
 
 

@@ -1,13 +1,11 @@
 """`lamoid eval`: loss, perplexity and bits per byte of a model on a text."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lamoid.errors import DataError, UsageError
+from lamoid.recipes.progress import progress
 from lamoid.recipes.recipe import option
 
 
@@ -41,7 +39,7 @@ def run(recipe: Recipe) -> int:
     documents = encode_documents(texts, tokenizer)
     context = min(recipe.context or model.config.max_seq_len, model.config.max_seq_len)
     n_tokens = sum(len(ids) - 1 for ids in documents)
-    with tqdm(total=n_tokens, unit="tok", unit_scale=True, desc="scoring", delay=2, file=sys.stderr) as bar:
+    with progress("scoring", n_tokens, "tok") as bar:
         result = score(model, documents, n_bytes, context=context, stride=recipe.stride, on_tokens=bar.update)
     assert result is not None
     facts = {

@@ -7,17 +7,16 @@ import hashlib
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from lamoid.data.sources import Source, find_sources
 from lamoid.errors import DataError
+from lamoid.recipes.progress import progress
 from lamoid.tokenizers.bpe import train_bpe
 from lamoid.tokenizers.load import load_tokenizer
 from lamoid.tokenizers.tokenizer import Tokenizer
@@ -114,7 +113,7 @@ def _build(
     from lamoid.data.packed import write_tokens
 
     n_bytes = sum(source.n_bytes for source in sources)
-    with _bar("reading", n_bytes) as bar:
+    with progress("reading", n_bytes, "B") as bar:
         corpus = survey(sources, heldout_share=facts["heldout_share"], seed=facts["seed"], on_bytes=bar.update)
     heldout_bytes = sum(len(p.text.encode()) for p in corpus.heldout)
     notify(
@@ -124,7 +123,7 @@ def _build(
     if tokenizer is None:
         notify(f"tokenizer: training a byte-level BPE of {vocab_size:,} ids")
         tokenizer = train_bpe(corpus.sample(TOKENIZER_SAMPLE_BYTES), vocab_size)
-    with _bar("encoding", corpus.n_bytes) as bar:
+    with progress("encoding", corpus.n_bytes, "B") as bar:
         n_tokens = write_tokens(store / TOKENS_FILE, corpus.training(), tokenizer, bar.update)
     _write_heldout(store / HELDOUT_FILE, corpus)
     for name, content in tokenizer.files().items():
@@ -154,7 +153,3 @@ def _open(store: Path) -> PreparedText:
             f"{store} has {len(tokens)} tokens instead of {facts['n_tokens']}; delete it, it will be made again"
         )
     return PreparedText(tokenizer, tokens, [json.loads(line)["text"] for line in lines if line], facts)
-
-
-def _bar(what: str, n_bytes: int) -> "tqdm[Any]":
-    return tqdm(total=n_bytes, unit="B", unit_scale=True, desc=what, delay=2, file=sys.stderr)

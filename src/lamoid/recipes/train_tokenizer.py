@@ -1,22 +1,19 @@
 """`lamoid tokenizer train`: text on disk -> a tokenizer directory."""
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from lamoid.errors import RunError, UsageError
+from lamoid.recipes.progress import progress
 from lamoid.recipes.recipe import option
 
 if TYPE_CHECKING:
     from lamoid.data.sources import Source
     from lamoid.tokenizers.tokenizer import Tokenizer
-
-KINDS = ("bpe", "char", "sentencepiece", "tiktoken")
+KINDS, PASSAGE_BYTES = ("bpe", "char", "sentencepiece", "tiktoken"), 32_768
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,8 @@ def _train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
     if recipe.kind == "sentencepiece":
         return sentencepiece.train_sentencepiece(texts, recipe.vocab_size or 32_000)
     if recipe.kind == "tiktoken":  # Llama 3's special tokens in place of ours
-        n_special = len(tiktoken.LLAMA_3_SPECIAL_TOKENS) - len(bpe.SPECIAL_TOKENS)
-        learned = bpe.train_bpe(texts, (recipe.vocab_size or 8192) - n_special)
+        n_more = len(tiktoken.LLAMA_3_SPECIAL_TOKENS) - len(bpe.SPECIAL_TOKENS)
+        learned = bpe.train_bpe(texts, (recipe.vocab_size or 8192) - n_more)
         return tiktoken.read_tiktoken(tiktoken.write_tiktoken(learned))
     return bpe.train_bpe(texts, recipe.vocab_size or 8192, split_digits=recipe.split_digits)
 
@@ -74,12 +71,10 @@ def _train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
 def _sample(sources: "list[Source]", n_bytes: int, sample_bytes: int) -> Iterator[str]:
     from lamoid.data.sources import read_passages, spread
 
-    with tqdm(total=n_bytes, unit="B", unit_scale=True, desc="reading", delay=2, file=sys.stderr) as bar:
+    def texts() -> Iterator[str]:
+        for source in sources:
+            yield from (passage.text for passage in read_passages(source, PASSAGE_BYTES))
+            bar.update(source.n_bytes)
 
-        def texts() -> Iterator[str]:
-            for source in sources:
-                for passage in read_passages(source, 32_768):
-                    bar.update(len(passage.text.encode()))
-                    yield passage.text
-
+    with progress("reading", n_bytes, "B") as bar:
         yield from spread(texts(), sample_bytes / max(n_bytes, 1))
