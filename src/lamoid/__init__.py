@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lamoid.errors import CheckpointError, DataError, LamoidError, MissingExtra, RunError, UsageError
     from lamoid.models.llama import Llama, LlamaConfig
-    from lamoid.recipes.generate import generate
+    from lamoid.recipes.complete import generate
     from lamoid.recipes.load import load
     from lamoid.tokenizers.tokenizer import Tokenizer, load_tokenizer
     from lamoid.training.loop import Progress, train
@@ -22,7 +22,7 @@ _HOMES = {
     "RunError": "lamoid.errors",
     "Tokenizer": "lamoid.tokenizers.tokenizer",
     "UsageError": "lamoid.errors",
-    "generate": "lamoid.recipes.generate",
+    "generate": "lamoid.recipes.complete",
     "load": "lamoid.recipes.load",
     "load_tokenizer": "lamoid.tokenizers.tokenizer",
     "train": "lamoid.training.loop",

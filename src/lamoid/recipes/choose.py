@@ -2,20 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
 from lamoid.errors import UsageError
 from lamoid.models.llama import PRESETS, Llama, LlamaConfig
 from lamoid.recipes.prepare import PreparedText, measure, prepare
-from lamoid.recipes.pretrain import Recipe
+from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, model_config
 from lamoid.tokenizers.tokenizer import load_tokenizer
 
+S = TypeVar("S", bound=PretrainSettings)
 LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
 
 
-def choose(recipe: Recipe, notify: Callable[[str], object]) -> tuple[Recipe, PreparedText, LlamaConfig]:
+def choose(recipe: S, notify: Callable[[str], object]) -> tuple[S, PreparedText, LlamaConfig]:
     """Prepare the text and fill in every setting that is None."""
     sources, n_bytes = measure(recipe.data)
     size = choose_size(n_bytes)

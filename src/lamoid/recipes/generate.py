@@ -1,19 +1,12 @@
-"""`lamoid generate` and `lamoid.generate`: continue a prompt."""
+"""`lamoid generate`: continue a prompt."""
 
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 from lamoid.errors import UsageError
 from lamoid.recipes.recipe import option
-
-if TYPE_CHECKING:
-    from lamoid.inference.generate import Completion
-    from lamoid.models.llama import Llama
-    from lamoid.tokenizers.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -64,26 +57,3 @@ def run(recipe: Recipe) -> int:
         if sys.stderr.isatty():
             print(f"{len(done.ids)} tokens, {len(done.ids) / seconds:.1f} tok/s", file=sys.stderr)
     return 0
-
-
-def generate(
-    model: "Llama", tokenizer: "Tokenizer", prompts: str | Sequence[str], **arguments: object
-) -> "Completion | list[Completion]":
-    """Continue one prompt or a batch; returns a Completion for each. Arguments as in `inference.generate.stream`."""
-    from lamoid.inference import generate as loop
-    from lamoid.inference.decoder import TorchDecoder
-
-    batch = [prompts] if isinstance(prompts, str) else list(prompts)
-    completions = loop.generate(TorchDecoder(model), tokenizer, batch, **arguments)
-    return completions[0] if isinstance(prompts, str) else completions
-
-
-def sample(model: "Llama", tokenizer: "Tokenizer", prompt: str, max_new_tokens: int = 48) -> str:
-    """A short continuation on one line, to see a model learn; without a prompt it begins at the beginning of a text."""
-    from lamoid.inference.decoder import TorchDecoder
-    from lamoid.inference.generate import generate as complete
-
-    ids = tokenizer.encode(prompt)
-    max_new_tokens = min(max_new_tokens, model.config.max_seq_len - len(ids))
-    done = complete(TorchDecoder(model), tokenizer, [ids], max_new_tokens=max_new_tokens)[0]
-    return " ".join((prompt + done.text).split())

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from lamoid.errors import UsageError
-from lamoid.recipes.recipe import load, option, say
-from lamoid.recipes.settings import TrainingSettings
+from lamoid.recipes.recipe import load, say
+from lamoid.recipes.settings import PretrainSettings
 
 EVAL_BYTES = 100_000
 _ELSEWHERE = {"out", "data", "tokenizer", "threads", "device", "resume", "force"}
@@ -15,16 +15,8 @@ MAY_CHANGE = _ELSEWHERE | _REPORTING
 
 
 @dataclass(frozen=True)
-class Recipe(TrainingSettings):
+class Recipe(PretrainSettings):
     """Train a Llama on raw text in any script. What is not given follows from the text and the number of cores."""
-
-    data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
-    out: str = option("", "directory of the run; the same command goes on where it stopped")
-    model: str = option("auto", "auto, or a published size such as llama-3.2-1b")
-    tokenizer: str = option("", "directory of a tokenizer (default: train a byte-level BPE on the text)")
-    vocab_size: int | None = option(None, "ids of the tokenizer that is trained")
-    heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
-    prompt: str = option("", "beginning of the samples (default: the model's own)")
 
 
 def run(recipe: Recipe) -> int:
@@ -36,8 +28,8 @@ def run(recipe: Recipe) -> int:
     from lamoid.inference.score import score
     from lamoid.models.llama import Llama
     from lamoid.recipes.choose import choose
+    from lamoid.recipes.complete import sample
     from lamoid.recipes.fit import fit
-    from lamoid.recipes.generate import sample
     from lamoid.recipes.load import set_threads
     from lamoid.training.objectives import next_token
 

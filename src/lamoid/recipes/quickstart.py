@@ -62,7 +62,7 @@ def _compare() -> None:
 
 
 def _write() -> None:
-    from lamoid.recipes.generate import sample
+    from lamoid.recipes.complete import sample
     from lamoid.recipes.load import load_with_tokenizer
 
     model, tokenizer = load_with_tokenizer(OUT, None)

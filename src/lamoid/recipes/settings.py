@@ -1,4 +1,4 @@
-"""The settings that every training verb has."""
+"""The settings that every training verb has, and those of pretraining."""
 
 from dataclasses import dataclass
 
@@ -32,3 +32,16 @@ class TrainingSettings:
     tensorboard: bool = option(False, "also write metrics for TensorBoard, into tensorboard/ of the run")
     resume: str = option("", "go on from this checkpoint (default: the newest in --out)")
     force: bool = option(False, "go on although data, tokenizer or model differ from the run's")
+
+
+@dataclass(frozen=True)
+class PretrainSettings(TrainingSettings):
+    """The settings of pretraining."""
+
+    data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
+    out: str = option("", "directory of the run; the same command goes on where it stopped")
+    model: str = option("auto", "auto, or a published size such as llama-3.2-1b")
+    tokenizer: str = option("", "directory of a tokenizer (default: train a byte-level BPE on the text)")
+    vocab_size: int | None = option(None, "ids of the tokenizer that is trained")
+    heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
+    prompt: str = option("", "beginning of the samples (default: the model's own)")
