@@ -32,7 +32,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _read(file: Path, native: dict[str, bytes]) -> Tokenizer:
-    config = _read_config(file.with_name(CONFIG_FILE))
+    config = read_json_object(file.with_name(CONFIG_FILE))
     if file.suffix == ".json":
         content = _content(file, MAX_TOKENIZER_BYTES)
         with rust_errors(str(file)):
@@ -57,7 +57,8 @@ def _content(file: Path, max_bytes: int) -> bytes:
     return file.read_bytes()
 
 
-def _read_config(file: Path) -> dict[str, object]:
+def read_json_object(file: Path) -> dict[str, object]:
+    """What a small JSON file says, nothing where there is no file. Raises DataError unless it is an object."""
     if not file.is_file():
         return {}
     try:
