@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from lamoid.models.llama import Llama, LlamaConfig
     from lamoid.recipes.complete import generate
     from lamoid.recipes.load import load
-    from lamoid.tokenizers.tokenizer import Tokenizer, load_tokenizer
+    from lamoid.tokenizers.load import load_tokenizer
+    from lamoid.tokenizers.tokenizer import Tokenizer
     from lamoid.training.loop import Progress, train
 
 _HOMES = {
@@ -24,7 +25,7 @@ _HOMES = {
     "UsageError": "lamoid.errors",
     "generate": "lamoid.recipes.complete",
     "load": "lamoid.recipes.load",
-    "load_tokenizer": "lamoid.tokenizers.tokenizer",
+    "load_tokenizer": "lamoid.tokenizers.load",
     "train": "lamoid.training.loop",
 }
 

@@ -11,7 +11,7 @@ from lamoid.models.llama import PRESETS, Llama, LlamaConfig
 from lamoid.recipes.prepare import PreparedText, measure, prepare
 from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, model_config
-from lamoid.tokenizers.tokenizer import load_tokenizer
+from lamoid.tokenizers.load import load_tokenizer
 
 S = TypeVar("S", bound=PretrainSettings)
 LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05

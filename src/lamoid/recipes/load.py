@@ -1,10 +1,11 @@
-"""`lamoid.load`: a model directory -> (model, tokenizer)."""
+"""`lamoid.load`: a model directory or a GGUF file -> (model, tokenizer)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamoid.errors import DataError
-from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from lamoid.tokenizers.load import load_tokenizer
+from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -13,21 +14,31 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[Llama, Tokenizer | None]":
-    """Load the model of a Hugging Face directory, and its tokenizer, or None where it has none.
+    """Load the model of a Hugging Face directory or a GGUF file, and its tokenizer, or None where it has none.
 
-    `dtype` None keeps what the files have. Raises CheckpointError or DataError naming the file or field that is wrong.
+    `dtype` None keeps what the files have; quantized weights become float32. Raises CheckpointError or DataError
+    naming the file or field that is wrong.
     """
+    if is_gguf(path):
+        from lamoid.checkpoints.gguf_llama import read_gguf_model
+
+        return read_gguf_model(Path(path).expanduser(), dtype=dtype)
     from lamoid.checkpoints.hf import read_model
 
     directory = model_directory(path)
     return read_model(directory, dtype=dtype), find_tokenizer(directory)
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether a model argument names a GGUF file."""
+    return Path(path).suffix.lower() == ".gguf"
+
+
 def model_directory(path: str | Path) -> Path:
     """The directory that a model argument names."""
     directory = Path(path).expanduser()
     if not directory.is_dir():
-        raise DataError(f"{path} is no model: there is no such directory")
+        raise DataError(f"{path} is no model: there is no such directory, and it is no .gguf file")
     return directory
 
 

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from lamoid.data.sources import Source, find_sources
 from lamoid.errors import DataError
 from lamoid.tokenizers.bpe import train_bpe
-from lamoid.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from lamoid.tokenizers.load import load_tokenizer
+from lamoid.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from lamoid.data.corpus import Corpus

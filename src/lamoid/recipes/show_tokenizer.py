@@ -19,7 +19,7 @@ class Recipe:
 def run(recipe: Recipe) -> int:
     """Print every word of the text with its merges; the ids at the end are the tokenizer's own."""
     from lamoid.tokenizers.bpe import merge_steps, readable
-    from lamoid.tokenizers.tokenizer import load_tokenizer
+    from lamoid.tokenizers.load import load_tokenizer
 
     if not recipe.tokenizer or not recipe.text:
         raise UsageError('a tokenizer and a text are needed, such as: lamoid tokenizer show my-tokenizer "low lower"')
