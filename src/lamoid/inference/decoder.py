@@ -82,7 +82,9 @@ class TorchDecoder:
     def _prefill_rest(self, prompt: list[int]) -> Float[np.ndarray, "1 V"]:
         """Read what the cache lacks, at least one token. What Ctrl-C leaves half done counts as not read."""
         pairs = zip(self._cached_ids, prompt[:-1], strict=False)
-        n_kept = next((i for i, (old, new) in enumerate(pairs) if old != new), min(len(self._cached_ids), len(prompt) - 1))
+        n_kept = next(
+            (i for i, (old, new) in enumerate(pairs) if old != new), min(len(self._cached_ids), len(prompt) - 1)
+        )
         self._cached_ids = self._cached_ids[:n_kept]
         self._lengths, self._mask, self._cache.length = [len(prompt)], None, n_kept
         ids = torch.tensor(prompt[n_kept:], device=self.model.embedding.weight.device)[None]

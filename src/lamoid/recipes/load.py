@@ -1,11 +1,13 @@
-"""`lamoid.load`: a model directory or a GGUF file -> (model, tokenizer)."""
+"""`lamoid.load`: a model directory, a GGUF file or the name of a fetched model -> (model, tokenizer)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamoid.errors import DataError
+from lamoid.recipes.catalogue import is_name, known_names, models_path
 from lamoid.tokenizers.load import load_tokenizer
 from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
+from lamoid.tokenizers.vocabulary import NATIVE_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[Llama, Tokenizer | None]":
-    """Load the model of a Hugging Face directory or a GGUF file, and its tokenizer, or None where it has none.
+    """Load the model of a Hugging Face directory, a GGUF file or a fetched model, and its tokenizer, or None where it has none.
 
     `dtype` None keeps what the files have; quantized weights become float32. Raises CheckpointError or DataError
     naming the file or field that is wrong.
@@ -34,17 +36,30 @@ def is_gguf(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".gguf"
 
 
+def resolve(path: str | Path) -> Path:
+    """The directory or GGUF file that a model argument names, by its path or, where there is none, by its name."""
+    found = Path(path).expanduser()
+    if found.is_dir() or is_gguf(found):
+        return found
+    if is_name(str(path)):
+        return models_path(str(path))
+    raise DataError(
+        f"{path} is no model: there is no such directory, it is no .gguf file, and lamoid get fetches {known_names()}"
+    )
+
+
 def model_directory(path: str | Path) -> Path:
     """The directory that a model argument names."""
-    directory = Path(path).expanduser()
+    directory = resolve(path)
     if not directory.is_dir():
-        raise DataError(f"{path} is no model: there is no such directory, and it is no .gguf file")
+        raise DataError(f"{path} is a file; give a model directory")
     return directory
 
 
 def find_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a model directory, None where it has none."""
-    return load_tokenizer(directory) if (directory / TOKENIZER_FILE).is_file() else None
+    has_one = any((directory / name).is_file() for name in (TOKENIZER_FILE, NATIVE_FILE))
+    return load_tokenizer(directory) if has_one else None
 
 
 def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":

@@ -126,7 +126,9 @@ class ChatEncoder:
         behind = pieces[answers[-1] + 1 :] if answers else []
         return [piece for piece in behind if isinstance(piece, int)][:1]
 
-    def _pieces(self, messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[int | tuple[str, list[int]]]:
+    def _pieces(
+        self, messages: Sequence[Message], add_generation_prompt: bool
+    ) -> Iterator[int | tuple[str, list[int]]]:
         """The ids of special tokens, and the texts between them with theirs."""
         _check_messages(messages)
         stand_ins = self._stand_ins(messages)
@@ -151,7 +153,9 @@ class ChatEncoder:
 
     def _stand_ins(self, messages: Sequence[Message]) -> dict[str, str]:
         """For each first character of a special token, one for private use that no message has."""
-        taken = {character for character in json.dumps(messages, ensure_ascii=False, default=str) if character > "\uffff"}
+        taken = {
+            character for character in json.dumps(messages, ensure_ascii=False, default=str) if character > "\uffff"
+        }
         free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
         return {character: next(free) for character in dict.fromkeys(token[0] for token in self._special)}
 
@@ -193,14 +197,14 @@ def trim(
 
 def read_end_ids(directory: Path) -> list[int]:
     """What generation_config.json and config.json call end-of-text tokens, one id or several."""
-    found: dict[int, None] = {}
+    found: list[int] = []
     for file in (directory / "generation_config.json", directory / "config.json"):
         value = read_json_object(file).get("eos_token_id")
-        ids = value if isinstance(value, list) else [] if value is None else [value]
+        ids: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(index) is int and index >= 0 for index in ids):
             raise DataError(f"{file}: eos_token_id is {value!r:.80}; it must be an id or a list of them")
-        found |= dict.fromkeys(ids)
-    return list(found)
+        found += ids
+    return list(dict.fromkeys(found))
 
 
 def _check_messages(messages: Sequence[Message]) -> None:

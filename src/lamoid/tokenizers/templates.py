@@ -1,11 +1,13 @@
 """Chat templates of models: where they are found, and their rendering in a process that can be killed (fault F27)."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +40,9 @@ def find_template(directory: Path) -> str | None:
         if isinstance(found, list):
             named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
             if "default" not in named:
-                raise CheckpointError(f"{file} has chat templates named {list(named)}, none 'default'; name a .jinja file")
+                raise CheckpointError(
+                    f"{file} has chat templates named {list(named)}, none 'default'; name a .jinja file"
+                )
             found = named["default"]
         if found is not None:
             return check_template(found, file)
@@ -49,7 +53,9 @@ def read_template(file: Path) -> str:
     """The template in a file of its own."""
     try:
         if file.stat().st_size > MAX_TEMPLATE_BYTES:
-            raise CheckpointError(f"{file} has {file.stat().st_size} bytes; a template has at most {MAX_TEMPLATE_BYTES}")
+            raise CheckpointError(
+                f"{file} has {file.stat().st_size} bytes; a template has at most {MAX_TEMPLATE_BYTES}"
+            )
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} cannot be read as a chat template: {error}") from error
@@ -122,8 +128,7 @@ class TemplateRenderer:
         """Send a request, if any, and read one answer; the process is killed when the time is over."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
-        late = threading.Event()
-        timer = threading.Timer(seconds, lambda: (late.set(), process.kill()))
+        began, timer = time.monotonic(), threading.Timer(seconds, process.kill)
         timer.start()
         try:
             if request is not None:
@@ -135,7 +140,11 @@ class TemplateRenderer:
         finally:
             timer.cancel()
         if not line.endswith(b"\n"):
-            reason = f"took longer than {seconds} s" if late.is_set() else "broke its limits of time, memory or output"
+            reason = (
+                f"took longer than {seconds} s"
+                if time.monotonic() - began >= seconds
+                else "broke its limits of time, memory or output"
+            )
             raise CheckpointError(f"the chat template {reason}; choose another one with --template")
         return dict(json.loads(line))
 
@@ -145,10 +154,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
 
 
 def _require_jinja2() -> None:
