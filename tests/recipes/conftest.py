@@ -97,6 +97,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.fixture(scope="session")
+def run_class() -> type[Run]:
+    """The class of runs, for fixtures that live longer than a test."""
+    return Run
+
+
 @pytest.fixture
 def make_run(tmp_path: Path, corpus: Path):
     """make_run(name, **flags): a run in a folder of its own."""

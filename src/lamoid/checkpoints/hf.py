@@ -3,8 +3,10 @@
 The configuration carries RoPE in both spellings: `rope_parameters` (transformers 5), `rope_theta` and `rope_scaling` (4).
 """
 
+import dataclasses
 import json
-import math
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from lamoid.nn.positions import DynamicNTKScaling, LinearScaling, Llama3Scaling,
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 8 * 2**20
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def write_model(directory: Path, model: Llama, tokenizer: Tokenizer | None) -> None:
@@ -65,24 +68,33 @@ def read_config(directory: Path) -> LlamaConfig:
     """The configuration of a model directory. Raises CheckpointError naming the field that is wrong."""
     file = directory / CONFIG_FILE
     raw = _read_object(file)
+    for field in _NEVER_EXECUTED:
+        if field in raw:
+            print(f"note: {file}: {field} is ignored; no code of a model directory is ever run", file=sys.stderr)
     try:
         return config_from_hf(raw)
-    except (UsageError, CheckpointError) as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 
 def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
-    """A LlamaConfig in Hugging Face's words."""
+    """A LlamaConfig in Hugging Face's words. Raises UsageError for what they cannot say."""
+    scaling = config.rope_scaling
+    if isinstance(scaling, DynamicNTKScaling) and scaling.original_max_seq_len != config.max_seq_len:
+        raise UsageError(
+            f"original_max_seq_len of DynamicNTKScaling is {scaling.original_max_seq_len}; transformers measures the "
+            f"growth from max_position_embeddings, so it must be max_seq_len, {config.max_seq_len}"
+        )
     fields = {theirs: getattr(config, ours) for ours, theirs in LLAMA_FIELDS.items()}
-    scaling = _scaling_to_hf(config.rope_scaling)
+    rope = _scaling_to_hf(scaling)
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
         **fields,
-        "rope_parameters": {"rope_theta": config.rope_base, "rope_type": "default"} | (scaling or {}),
+        "rope_parameters": {"rope_theta": config.rope_base, "rope_type": "default"} | (rope or {}),
         "rope_theta": config.rope_base,
-        "rope_scaling": scaling,
+        "rope_scaling": rope,
     }
 
 
@@ -95,9 +107,8 @@ def config_from_hf(raw: dict[str, Any]) -> LlamaConfig:
     missing = [LLAMA_FIELDS[name] for name in _REQUIRED if name not in fields]
     if missing:
         raise CheckpointError(f"fields {missing} are missing")
-    for name in _REQUIRED:
-        if type(fields[name]) is not int or fields[name] < 1:
-            raise CheckpointError(f"{LLAMA_FIELDS[name]} is {fields[name]!r}; it must be a whole number above 0")
+    kinds = {field.name: field.type for field in dataclasses.fields(LlamaConfig)}
+    fields = {name: _as(kinds[name], LLAMA_FIELDS[name], value) for name, value in fields.items()}
     fields.setdefault("n_kv_heads", fields["n_heads"])
     fields.setdefault("norm_eps", 1e-6)
     if "head_dim" not in fields:
@@ -106,15 +117,17 @@ def config_from_hf(raw: dict[str, Any]) -> LlamaConfig:
                 f"num_attention_heads is {fields['n_heads']}; it must divide hidden_size {fields['d_model']}"
             )
         fields["head_dim"] = fields["d_model"] // fields["n_heads"]
-    rope = raw.get("rope_parameters") or {}
-    base = rope.get("rope_theta", raw.get("rope_theta", 10_000.0))
-    scaling = _scaling_from_hf(rope or raw.get("rope_scaling") or {}, fields["max_seq_len"])
-    if isinstance(base, bool) or not isinstance(base, int | float):
-        raise CheckpointError(f"rope_theta is {base!r}; it must be a number")
-    return LlamaConfig(**fields, rope_base=float(base), rope_scaling=scaling)
+    base, scaling = _rope_from_hf(raw, fields["max_seq_len"])
+    try:
+        return LlamaConfig(**fields, rope_base=base, rope_scaling=scaling)
+    except UsageError as error:
+        names = LLAMA_FIELDS | {"rope_base": "rope_theta"}
+        text = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(error))
+        raise CheckpointError(text) from error
 
 
 _REQUIRED = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_seq_len")
+_NEVER_EXECUTED = ("auto_map", "trust_remote_code", "custom_pipelines")
 _ONLY: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
     "hidden_act": ("silu", "swish"),
@@ -157,31 +170,69 @@ def _scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
     return None
 
 
+def _rope_from_hf(raw: dict[str, Any], max_seq_len: int) -> tuple[float, RopeScaling | None]:
+    """Base and scaling, from either spelling; where both are there, they have to agree."""
+    spellings = [
+        (field, raw[field]) for field in ("rope_parameters", "rope_scaling") if raw.get(field) not in (None, {})
+    ]
+    for field, value in spellings:
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{field} is {value!r}; it must be an object or null")
+    scalings = [_scaling_from_hf(value, max_seq_len) for _, value in spellings]
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
+        raise CheckpointError("rope_parameters and rope_scaling disagree; remove the one that is wrong")
+    bases = [value["rope_theta"] for value in (raw, *(v for _, v in spellings)) if value.get("rope_theta") is not None]
+    bases = [_as(float, "rope_theta", base) for base in bases] or [10_000.0]
+    if bases[0] != bases[-1]:
+        raise CheckpointError(f"rope_theta is both {bases[0]} and {bases[-1]}; remove the one that is wrong")
+    return bases[0], scalings[0] if scalings else None
+
+
 def _scaling_from_hf(raw: dict[str, Any], max_seq_len: int) -> RopeScaling | None:
-    name = raw.get("rope_type", raw.get("type", "default"))
-    if name == "default":
-        return None
-    if name not in _SCALINGS:
-        raise CheckpointError(f"rope_type is {name!r}; known are default, {', '.join(_SCALINGS)}")
     if raw.get("partial_rotary_factor") not in (None, 1.0):
         raise CheckpointError(
             f"partial_rotary_factor is {raw['partial_rotary_factor']!r}; this Llama rotates all features"
         )
-    kind, fields = _SCALINGS[name]
-    values = {ours: raw[theirs] for ours, theirs in fields.items() if raw.get(theirs) is not None}
+    name = raw.get("rope_type", raw.get("type", "default"))
+    if name == "default":
+        return None
+    if not isinstance(name, str) or name not in _SCALINGS:
+        raise CheckpointError(f"rope_type is {name!r}; known are default, {', '.join(_SCALINGS)}")
+    kind, names = _SCALINGS[name]
+    raw = {theirs: value for theirs, value in raw.items() if value is not None}
     if name == "dynamic":  # transformers measures growth from max_position_embeddings, whatever else is written
-        values["original_max_seq_len"] = max_seq_len
+        raw["original_max_position_embeddings"] = max_seq_len
     if name == "yarn":
-        values.setdefault("original_max_seq_len", max_seq_len)
-    for ours, value in values.items():
-        if ours != "truncate" and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
-        ):
-            raise CheckpointError(f"{fields[ours]} of rope_type {name} is {value!r}; it must be a number above 0")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise CheckpointError(f"rope_type {name}: {error}") from error
+        raw.setdefault("original_max_position_embeddings", max_seq_len)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        theirs = names[field.name]
+        where = f"{theirs} of rope_type {name}"
+        if theirs in raw:
+            values[field.name] = _as(field.type, where, raw[theirs])
+        elif field.default is dataclasses.MISSING:
+            raise CheckpointError(f"{where} is missing")
+    if name == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
+        raise CheckpointError(
+            f"high_freq_factor is {values['high_freq_factor']}; it must be above low_freq_factor {values['low_freq_factor']}"
+        )
+    return kind(**values)
+
+
+def _as(kind: Any, field: str, value: Any) -> Any:
+    """A value from JSON as a bool, a whole number or a float above 0; an error that names the field otherwise."""
+    if kind is bool:
+        if type(value) is not bool:
+            raise CheckpointError(f"{field} is {value!r}; it must be true or false")
+    elif kind is int:
+        if type(value) is not int or value < 1:
+            raise CheckpointError(f"{field} is {value!r}; it must be a whole number above 0")
+    else:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_number and 0 < value <= sys.float_info.max):
+            raise CheckpointError(f"{field} is {value!r}; it must be a finite number above 0")
+        value = float(value)
+    return value
 
 
 def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
@@ -196,25 +247,37 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     for file in _weight_files(directory):
         try:
             with safe_open(file, framework="pt") as opened:
-                tensors.update((name, opened.get_tensor(name)) for name in opened.keys())  # noqa: SIM118
+                for name in opened.keys():  # noqa: SIM118
+                    if name in tensors:
+                        raise CheckpointError(f"{file}: {name} is in another file of this model too")
+                    tensors[name] = opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
     return tensors
 
 
 def _weight_files(directory: Path) -> list[Path]:
+    if (directory / WEIGHTS_FILE).is_file():  # before the index, as transformers does where both are there
+        return [directory / WEIGHTS_FILE]
     if (directory / INDEX_FILE).is_file():
         index = _read_object(directory / INDEX_FILE).get("weight_map")
         if not isinstance(index, dict):
             raise CheckpointError(f"{directory / INDEX_FILE}: weight_map is missing")
         names = sorted({str(name) for name in index.values()})
         for name in names:
-            if (directory / name).resolve().parent != directory.resolve():
-                raise CheckpointError(f"{directory / INDEX_FILE}: shard {name!r} lies outside the directory")
+            if not _lies_inside(directory, name):
+                raise CheckpointError(
+                    f"{directory / INDEX_FILE}: shard {name!r} lies outside the directory; put the file itself there"
+                )
         return [directory / name for name in names]
-    if (directory / WEIGHTS_FILE).is_file():
-        return [directory / WEIGHTS_FILE]
     raise CheckpointError(f"{directory} has no {WEIGHTS_FILE}; a model is a Hugging Face directory with safetensors")
+
+
+def _lies_inside(directory: Path, name: str) -> bool:
+    try:
+        return (directory / name).resolve().parent == directory.resolve()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, links in a circle
+        return False
 
 
 def _check_tensors(directory: Path, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> None:
@@ -224,6 +287,11 @@ def _check_tensors(directory: Path, wanted: dict[str, torch.Size], found: dict[s
         f"{name} is {tuple(found[name].shape)}, not {tuple(shape)}"
         for name, shape in wanted.items()
         if name in found and found[name].shape != shape
+    ]
+    problems += [
+        f"{name} is {str(tensor.dtype).removeprefix('torch.')}, which only quantized or broken models have"
+        for name, tensor in found.items()
+        if tensor.dtype not in _DTYPES
     ]
     if problems:
         raise CheckpointError(f"{directory} does not fit its {CONFIG_FILE}: {'; '.join(problems)}")

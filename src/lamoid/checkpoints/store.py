@@ -29,7 +29,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
             _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -66,6 +67,10 @@ def verify(directory: Path) -> None:
         sums = json.loads((directory / CHECKSUMS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{directory / CHECKSUMS_FILE} cannot be read: {error}") from error
+    if not isinstance(sums, dict):
+        raise CheckpointError(
+            f"{directory / CHECKSUMS_FILE} holds no checksums; this checkpoint is damaged, use another one"
+        )
     for name, expected in sums.items():
         file = directory / name
         if not file.is_file():

@@ -16,8 +16,8 @@ from lamoid.data.sources import Passage
 from lamoid.errors import DataError
 from lamoid.tokenizers.tokenizer import Tokenizer
 
-ENCODE_CHARS = 1 << 20
-"""Characters that are encoded at once: enough to keep all cores busy, little enough to stay small."""
+ENCODE_BYTES = 1 << 20
+"""Text that is encoded at once: enough to keep all cores busy, little enough to stay small (a token takes 100 bytes)."""
 
 Position = tuple[int, int]
 """Where a run stands in its data: (epoch, rows of it that were used)."""
@@ -49,13 +49,13 @@ def _encode(group: list[Passage], tokenizer: Tokenizer) -> list[list[int]]:
 
 def _groups(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
     group: list[Passage] = []
-    n_chars = 0
+    n_bytes = 0
     for passage in passages:
         group.append(passage)
-        n_chars += len(passage.text)
-        if n_chars >= ENCODE_CHARS:
+        n_bytes += len(passage.text.encode())
+        if n_bytes >= ENCODE_BYTES:
             yield group
-            group, n_chars = [], 0
+            group, n_bytes = [], 0
     if group:
         yield group
 

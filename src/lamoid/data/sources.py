@@ -13,10 +13,10 @@ import io
 import json
 import lzma
 import sysconfig
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from lamoid.errors import DataError, MissingExtra
 
@@ -125,18 +125,12 @@ def _file_source(path: Path) -> Source:
     return Source(str(path), path.stat().st_size, lambda: documents(path), digest)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> io.BufferedIOBase:
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
+        return gzip.open(path)
     if suffix == ".xz":
-        return lzma.open(path)  # type: ignore[return-value]
-    if suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError:
-            raise MissingExtra("zstandard", "zstd") from None
-        return zstandard.open(path)
+        return lzma.open(path)
     return path.open("rb")
 
 
@@ -146,11 +140,14 @@ def _text_document(path: Path) -> Iterator[Iterator[str]]:
 
 def _read_text(path: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
+    offset, mark = 0, "\ufeff"
     for block in _read_blocks(path):
         waiting = len(decoder.getstate()[0])
-        yield _decode(decoder, block, offset - waiting, path).removeprefix("\ufeff" if offset == 0 else "")
+        text = _decode(decoder, block, offset - waiting, path)
         offset += len(block)
+        if text:
+            yield text.removeprefix(mark)
+            mark = ""
     _decode(decoder, b"", offset - len(decoder.getstate()[0]), path, final=True)
 
 
@@ -167,14 +164,32 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, offset: int, path:
 def _read_blocks(path: Path) -> Iterator[bytes]:
     try:
         with _open(path) as file:
+            if path.suffix.lower() == ".zst":
+                yield from _decompress_zstandard(file)
             while block := file.read(BLOCK_BYTES):
                 yield block
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     except Exception as error:
         if type(error).__module__.startswith("zstandard"):
             raise DataError(f"{path} cannot be read: {error}") from error
         raise
+
+
+def _decompress_zstandard(file: io.BufferedIOBase) -> Iterator[bytes]:
+    """All frames of a file, little by little; zstandard's own reader takes a truncated file for a shorter one."""
+    try:
+        import zstandard
+    except ImportError:
+        raise MissingExtra("zstandard", "zstd") from None
+    frame = None
+    while packed := file.read(BLOCK_BYTES // 64):
+        while packed:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(packed)
+            packed, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame is not None:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
 
 
 class _BlockReader(io.RawIOBase):
@@ -187,7 +202,7 @@ class _BlockReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._rest = self._rest or next(self._blocks, b"")
+        self._rest = self._rest or next(filter(None, self._blocks), b"")
         n_bytes = min(len(buffer), len(self._rest))
         buffer[:n_bytes], self._rest = self._rest[:n_bytes], self._rest[n_bytes:]
         return n_bytes

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from lamoid.tokenizers.tokenizer import Tokenizer
 FinishReason = Literal["length", "end", "stop"]
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """What the loop needs of a model: logits after the prompts, then after one more token of each sequence."""
 
@@ -67,7 +68,7 @@ def stream(
     that with `max_new_tokens` exceeds the context.
     """
     sampling = sampling or Sampling()
-    if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
+    if not isinstance(stop, list | tuple) or not all(isinstance(s, str) and s for s in stop):
         raise UsageError(f"stop is {stop!r}; it must be a list of strings that are not empty")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {max_new_tokens!r}; it must be a whole number above 0")

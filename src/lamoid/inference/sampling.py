@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 
 import numpy as np
 from jaxtyping import Float
@@ -28,6 +29,10 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), Integral if field.name == "top_k" else Real
+            is_number = isinstance(value, kind) and not isinstance(value, bool)
+            _check(field.name, value, is_number, "a whole number" if kind is Integral else "a number")
         _check("repetition_penalty", self.repetition_penalty, 0 < self.repetition_penalty < math.inf, "above 0")
         _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "0 (greedy) or above")
         _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or above")
@@ -68,7 +73,8 @@ def penalise_repetition(
 
 def filtered_probabilities(logits: Float[np.ndarray, " V"], sampling: Sampling) -> Float[np.ndarray, " V"]:
     """softmax(z / temperature) after top-k, top-p and min-p; what is filtered out has probability 0."""
-    scaled = logits.astype(np.float64) / sampling.temperature
+    with np.errstate(over="ignore"):  # a tiny temperature leaves only the largest, here 0, above -inf
+        scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < len(scaled):
         scaled = np.where(scaled < np.partition(scaled, -sampling.top_k)[-sampling.top_k], -np.inf, scaled)
     if sampling.top_p < 1:
@@ -94,6 +100,6 @@ def _keep_top_p(logits: Float[np.ndarray, " V"], top_p: float) -> Float[np.ndarr
     return kept
 
 
-def _check(name: str, value: float, is_allowed: bool, allowed: str) -> None:
+def _check(name: str, value: object, is_allowed: bool, allowed: str) -> None:
     if not is_allowed:
-        raise UsageError(f"{name} is {value}; it must be {allowed}")
+        raise UsageError(f"{name} is {value!r}; it must be {allowed}")

@@ -31,6 +31,9 @@ INITIALISATION = {
     "": lambda std, n_layers: std,
 }
 
+_MOST = {"n_layers": 2**10, "vocab_size": 2**24, "max_seq_len": 2**31}
+"""Largest sizes that are believed, 2^20 where nothing is said: a damaged file must not ask for 10^9 layers."""
+
 
 @dataclass(frozen=True)
 class LlamaConfig:
@@ -54,9 +57,9 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_seq_len"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= 2**31:
-                raise UsageError(f"{name} is {value!r}; it must be a whole number from 1 to 2^31")
+            value, most = getattr(self, name), _MOST.get(name, 2**20)
+            if type(value) is not int or not 1 <= value <= most:
+                raise UsageError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
         if self.n_heads % self.n_kv_heads:
             raise UsageError(f"n_kv_heads is {self.n_kv_heads}; it must divide n_heads, which is {self.n_heads}")
         if self.head_dim % 2:
@@ -159,6 +162,8 @@ class Llama(nn.Module):
             raise UsageError(
                 f"attention_mask covers {attention_mask.shape[1]} positions; it must cover {n_cached} cached + {n_new} new"
             )
+        if segment_ids is not None and n_cached:
+            raise UsageError(f"segment_ids were given with {n_cached} cached positions; pack rows only without a cache")
         positions = _positions(input_ids, n_cached, attention_mask, segment_ids)
         rotate_cached_keys = cache is not None and self.rope.depends_on_length
         rope = self.rope(positions if rotate_cached_keys else positions[:, n_cached:])
@@ -179,9 +184,10 @@ def _positions(
     input_ids: Tensor, n_cached: int, attention_mask: Tensor | None, segment_ids: Tensor | None
 ) -> Int[Tensor, "#B S"]:
     """The position of every cached and new token: counted without padding, and from 0 in every segment."""
-    if attention_mask is not None:
-        return (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
-    index = torch.arange(n_cached + input_ids.shape[1], device=input_ids.device)[None]
+    if attention_mask is None:
+        index = torch.arange(n_cached + input_ids.shape[1], device=input_ids.device)[None]
+    else:
+        index = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
     if segment_ids is None:
         return index
     begins = torch.ones_like(segment_ids, dtype=torch.bool)

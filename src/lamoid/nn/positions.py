@@ -33,7 +33,8 @@ class DynamicNTKScaling:
 
         base · (factor · S / S₀ − (factor − 1))^(E / (E − 2))
 
-    The frequencies depend on the length, so a cache has to keep its keys unrotated (see `Attention`).
+    The frequencies depend on the length, so a cache has to keep its keys unrotated (see `Attention`). What deeper layers
+    cached was still computed at the lengths of then: beyond S₀ a cached run of several layers differs from a rerun.
     Source: "Dynamically scaled RoPE", r/LocalLLaMA 2023; Peng et al. 2023 (YaRN), section 3.3.
     """
 
@@ -134,9 +135,12 @@ class RoPE(nn.Module):
     def forward(self, positions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "B 1 T half"], Float[Tensor, "B 1 T half"]]:
         if self.scaling is None:
             frequencies, magnitude = rope_frequencies(self.head_dim, self.base), 1.0
+        elif self.depends_on_length:  # each row by its own length, so that a batch gets what its rows get alone
+            lengths = (positions.amax(dim=1) + 1).tolist()
+            rows = [self.scaling.stretch(self.head_dim, self.base, seq_len) for seq_len in lengths]
+            frequencies, magnitude = torch.stack([row for row, _ in rows])[:, None, None], rows[0][1]
         else:
-            seq_len = int(positions.max()) + 1 if self.depends_on_length else 0
-            frequencies, magnitude = self.scaling.stretch(self.head_dim, self.base, seq_len)
+            frequencies, magnitude = self.scaling.stretch(self.head_dim, self.base, 0)
         angles = positions[:, None, :, None].float() * frequencies.to(positions.device)
         return angles.cos() * magnitude, angles.sin() * magnitude
 
@@ -145,7 +149,7 @@ class RoPE(nn.Module):
 
 
 def rotate(
-    x: Float[Tensor, "B heads T E"], cos: Float[Tensor, "B 1 T half"], sin: Float[Tensor, "B 1 T half"]
+    x: Float[Tensor, "B heads T E"], cos: Float[Tensor, "#B 1 T half"], sin: Float[Tensor, "#B 1 T half"]
 ) -> Float[Tensor, "B heads T E"]:
     """Rotate the pairs (xᵢ, xᵢ₊E/2) by the given angles: the split layout of Hugging Face and GPT-NeoX.
 
@@ -157,7 +161,7 @@ def rotate(
 
 
 def rotate_interleaved(
-    x: Float[Tensor, "B heads T E"], cos: Float[Tensor, "B 1 T half"], sin: Float[Tensor, "B 1 T half"]
+    x: Float[Tensor, "B heads T E"], cos: Float[Tensor, "#B 1 T half"], sin: Float[Tensor, "#B 1 T half"]
 ) -> Float[Tensor, "B heads T E"]:
     """Rotate the neighbouring pairs (x₂ᵢ, x₂ᵢ₊₁) as complex numbers: the layout of the paper and of Meta's weights.
 

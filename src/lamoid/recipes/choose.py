@@ -53,7 +53,7 @@ def choose(recipe: S, notify: Callable[[str], object]) -> tuple[S, PreparedText,
         max_steps=steps,
         warmup_steps=warmup,
         learning_rate=recipe.learning_rate or size.learning_rate,
-        eval_every=recipe.eval_every or max(steps // 20, 1),
+        eval_every=recipe.eval_every or max(steps // 10, 1),
         sample_every=max(steps // 10, 1) if recipe.sample_every is None else recipe.sample_every,
     )
     notify(

@@ -1,13 +1,13 @@
 """`lamoid.load`: a model directory, a GGUF file or the name of a fetched model -> (model, tokenizer)."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamoid.errors import DataError
+from lamoid.errors import DataError, UsageError
 from lamoid.recipes.catalogue import is_name, known_names, models_path
-from lamoid.tokenizers.load import load_tokenizer
+from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
 from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
-from lamoid.tokenizers.vocabulary import NATIVE_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -58,8 +58,7 @@ def model_directory(path: str | Path) -> Path:
 
 def find_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a model directory, None where it has none."""
-    has_one = any((directory / name).is_file() for name in (TOKENIZER_FILE, NATIVE_FILE))
-    return load_tokenizer(directory) if has_one else None
+    return load_tokenizer(directory) if has_tokenizer(directory) else None
 
 
 def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":
@@ -79,11 +78,25 @@ def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, 
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch compute on this many cores; None leaves its choice, all of them."""
+    """Compute and tokenize on this many cores; None leaves the libraries' choice, all of them."""
     import torch
 
     if threads is None:
         return
     if threads < 1:
-        raise DataError(f"threads is {threads}; at least 1 is needed")
+        raise UsageError(f"threads is {threads}; at least 1 is needed")
     torch.set_num_threads(threads)
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # read by the tokenizers' runtime when it is first used
+
+
+def check_device(device: str) -> str:
+    """The device, if this machine has it."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"device is {device!r}, which this machine does not have ({str(error).splitlines()[0]})"
+        ) from error
+    return device

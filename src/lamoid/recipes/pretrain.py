@@ -30,7 +30,7 @@ def run(recipe: Recipe) -> int:
     from lamoid.recipes.choose import choose
     from lamoid.recipes.complete import sample
     from lamoid.recipes.fit import fit
-    from lamoid.recipes.load import set_threads
+    from lamoid.recipes.load import check_device, set_threads
     from lamoid.training.objectives import next_token
 
     if not recipe.data or not recipe.out:
@@ -40,7 +40,7 @@ def run(recipe: Recipe) -> int:
         chosen, text, config = choose(_with_earlier(recipe, directory.path), say)
         assert chosen.context and chosen.batch_rows
         model = Llama(config, gradient_checkpointing=chosen.gradient_checkpointing).initialise(chosen.seed)
-        model.to(dtype=getattr(torch, chosen.dtype), device=chosen.device)
+        model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))
         documents, n_bytes = text.heldout_documents(EVAL_BYTES)
         settings = {name: value for name, value in asdict(chosen).items() if name not in MAY_CHANGE}
         code = fit(

@@ -58,7 +58,7 @@ class TrainingSettings:
     weight_decay: float = option(0.1, "weight decay of matrices; norms and biases have none")
     adam_eps: float = option(1e-5, "Adam's epsilon")
     clip_norm: float = option(1.0, "largest norm of the gradient")
-    eval_every: int | None = option(None, "steps between evaluations, each with a checkpoint (default: 20 in a run)")
+    eval_every: int | None = option(None, "steps between evaluations, each with a checkpoint (default: 10 in a run)")
     sample_every: int | None = option(None, "steps between printed samples (default: 10 in a run; 0 prints none)")
     patience: int = option(0, "stop after this many evaluations without a better one; 0 never does")
     keep: int = option(2, "checkpoints kept beside the best model, at least 2")

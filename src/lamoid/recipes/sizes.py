@@ -31,11 +31,11 @@ class Size:
 
 TABLE = (
     #    max_bytes  vocab  d_model layers d_ff  context rows  rate  epochs effort
-    Size(300_000, 1024, 128, 4, 352, 128, 4, 3e-3, 20, 0.25),
-    Size(10_000_000, 2048, 192, 4, 512, 128, 4, 3e-3, 8, 1),
-    Size(100_000_000, 4096, 320, 6, 864, 256, 8, 2e-3, 4, 8),
-    Size(1_000_000_000, 8192, 512, 8, 1376, 512, 8, 1e-3, 2, 60),
-    Size(float("inf"), 16_384, 768, 12, 2048, 1024, 8, 6e-4, 1, 600),
+    Size(3e5, 1024, 128, 4, 352, 128, 4, 3e-3, 20, 0.25),
+    Size(1e7, 1024, 128, 6, 352, 128, 4, 3e-3, 8, 1.0),
+    Size(1e8, 4096, 320, 6, 864, 256, 8, 2e-3, 4, 8.0),
+    Size(1e9, 8192, 512, 8, 1376, 512, 8, 1e-3, 2, 60.0),
+    Size(float("inf"), 16_384, 768, 12, 2048, 1024, 8, 6e-4, 1, 600.0),
 )
 
 
@@ -45,14 +45,14 @@ def choose_size(n_bytes: int) -> Size:
 
 
 def model_config(size: Size, vocab_size: int, context: int) -> LlamaConfig:
-    """A Llama 3 of this size: heads of 64, one key/value head for up to three query heads, tied embeddings."""
+    """A Llama 3 of this size: heads of 64, one key/value head for three or four of them if that divides, tied embeddings."""
     n_heads = size.d_model // HEAD_DIM
     return LlamaConfig(
         vocab_size=vocab_size,
         d_model=size.d_model,
         n_layers=size.n_layers,
         n_heads=n_heads,
-        n_kv_heads=n_heads // next(group for group in (3, 2, 1) if n_heads % group == 0),
+        n_kv_heads=n_heads // next(group for group in (3, 4, 1) if n_heads % group == 0),
         head_dim=HEAD_DIM,
         d_ff=size.d_ff,
         max_seq_len=context,

@@ -66,7 +66,7 @@ def finish(backend: runtime.Tokenizer) -> Tokenizer:
     backend.add_special_tokens([runtime.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
     begin = SPECIALS["bos"]
     backend.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", pair=f"{begin} $A {begin} $B:1", special_tokens=[(begin, backend.token_to_id(begin))]
+        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, backend.token_to_id(begin))]
     )
     return Tokenizer(backend, SPECIALS)
 

@@ -12,13 +12,12 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from lamoid.errors import DataError
 from lamoid.tokenizers.bpe import DIGITS_ALONE, DIGITS_IN_THREES, WORDS
-from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.tokenizers.tokenizer import Tokenizer, runtime_errors
 from lamoid.tokenizers.vocabulary import (
     TokenType,
     check_tokens,
     check_types,
     name_specials,
-    rust_errors,
     special_and_user_defined,
     surround,
 )
@@ -97,7 +96,7 @@ def from_merges(
 
 def byte_level(vocabulary: dict[str, int], merges: list[tuple[str, str]], split: str) -> runtime.Tokenizer:
     """The runtime for a vocabulary of byte symbols, without special tokens."""
-    with rust_errors("the vocabulary with its merges"):
+    with runtime_errors("the vocabulary with its merges makes no tokenizer"):
         model = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=SPLITS[split].whole_words)
         backend = runtime.Tokenizer(model)
     backend.pre_tokenizer = split_into_words(split)

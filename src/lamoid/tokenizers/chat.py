@@ -15,9 +15,8 @@ from typing import Any
 import tokenizers as runtime
 
 from lamoid.errors import DataError, UsageError
-from lamoid.tokenizers.load import read_json_object
 from lamoid.tokenizers.templates import TemplateRenderer
-from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.tokenizers.tokenizer import Tokenizer, read_config
 from lamoid.tokenizers.vocabulary import MAX_TOKEN_LENGTH
 
 Message = Mapping[str, Any]
@@ -199,7 +198,7 @@ def read_end_ids(directory: Path) -> list[int]:
     """What generation_config.json and config.json call end-of-text tokens, one id or several."""
     found: list[int] = []
     for file in (directory / "generation_config.json", directory / "config.json"):
-        value = read_json_object(file).get("eos_token_id")
+        value = read_config(file).get("eos_token_id")
         ids: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(index) is int and index >= 0 for index in ids):
             raise DataError(f"{file}: eos_token_id is {value!r:.80}; it must be an id or a list of them")

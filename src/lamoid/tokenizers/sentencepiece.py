@@ -3,32 +3,28 @@
 Symbols are characters, a space is written as `▁` (U+2581), and a character that the vocabulary lacks as its UTF-8
 bytes. The file holds no merges but a score for each piece; the rule is: of all neighbours that together are a piece,
 join those that make the one with the highest score. So every way to cut a piece into two pieces is a merge.
-Source: Kudo and Richardson 2018; the file's layout: sentencepiece_model.proto; the settings: LLaMA (Touvron et al.
-2023), section 2.1.
+Source: Kudo and Richardson 2018; the settings: LLaMA (Touvron et al. 2023), section 2.1.
 """
 
 import io
 import math
 import re
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 
 import tokenizers as runtime
 from tokenizers import decoders, models, normalizers
 
 from lamoid.errors import DataError, MissingExtra, UsageError
-from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.tokenizers.sentencepiece_file import Pieces, read_pieces
+from lamoid.tokenizers.tokenizer import Tokenizer, runtime_errors
 from lamoid.tokenizers.vocabulary import (
-    MAX_FILE_BYTES,
-    MAX_TOKENS,
     NATIVE_FILE,
     TokenType,
     check_tokens,
     check_types,
+    every_cut,
     name_specials,
-    rust_errors,
     special_and_user_defined,
     surround,
 )
@@ -37,10 +33,6 @@ SPACE = "▁"
 UNKNOWN_SURFACE = " \u2047 "
 N_BYTES = 256
 MAX_LINE_CHARACTERS = 2048  # longer lines are cut for training; sentencepiece would leave them out
-_MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
-_BPE = 2
-_LAST_FIELD = 53  # of sentencepiece_model.proto's messages; what lies above is an extension
-_Message = dict[int, int | bytes]
 
 
 def train_sentencepiece(
@@ -94,7 +86,7 @@ def train_sentencepiece(
     except RuntimeError as error:
         reason = str(error).rpartition("] ")[2] or "the texts have no line to learn from"
         raise UsageError(f"vocab_size {vocab_size} cannot be learned from these texts: {reason}") from error
-    return _build(_read(file.getvalue()), file.getvalue(), underline_is_space=False)
+    return _build(read_pieces(file.getvalue()), file.getvalue(), underline_is_space=False)
 
 
 def read_sentencepiece(data: bytes, *, add_bos: bool = True, add_eos: bool = False) -> Tokenizer:
@@ -104,7 +96,7 @@ def read_sentencepiece(data: bytes, *, add_bos: bool = True, add_eos: bool = Fal
     Where two different pieces have the same score, sentencepiece joins the one further left, this one the one with
     the lower id: the runtime cannot rank two merges equally.
     """
-    return _build(_read(data), data, add_bos=add_bos, add_eos=add_eos)
+    return _build(read_pieces(data), data, add_bos=add_bos, add_eos=add_eos)
 
 
 def from_pieces(
@@ -123,41 +115,29 @@ def from_pieces(
     `types` are TokenType numbers; `special_ids` gives the id of each role, such as {"bos": 1, "eos": 2, "unk": 0}.
     Raises DataError for a vocabulary that contradicts itself.
     """
-    vocabulary = _Vocabulary(
+    pieces = Pieces(
         list(tokens), list(scores), list(types), dict(special_ids), add_dummy_prefix, remove_extra_whitespaces
     )
-    return _build(vocabulary, None, add_bos=add_bos, add_eos=add_eos)
-
-
-@dataclass
-class _Vocabulary:
-    """What a file says. The defaults are those of sentencepiece_model.proto."""
-
-    tokens: list[str] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    types: list[int] = field(default_factory=list)
-    special_ids: dict[str, int] = field(default_factory=dict)
-    add_dummy_prefix: bool = True
-    remove_extra_whitespaces: bool = True
+    return _build(pieces, None, add_bos=add_bos, add_eos=add_eos)
 
 
 def _build(
-    vocabulary: _Vocabulary,
+    pieces: Pieces,
     data: bytes | None,
     *,
     add_bos: bool = True,
     add_eos: bool = False,
     underline_is_space: bool = True,
 ) -> Tokenizer:
-    tokens, scores = vocabulary.tokens, vocabulary.scores
+    tokens, scores = pieces.tokens, pieces.scores
     check_tokens(tokens)
-    types = check_types(vocabulary.types, len(tokens))
+    types = check_types(pieces.types, len(tokens))
     if len(scores) != len(tokens) or any(math.isnan(score) for score in scores):
         raise DataError(f"{len(scores)} scores for {len(tokens)} pieces; each piece has one, and it is a number")
     if not underline_is_space:
         # With its spaces written as themselves the vocabulary has no ▁, and a ▁ of the text falls back on its bytes.
         tokens = [token.replace(SPACE, " ") for token in tokens]
-    specials = name_specials(tokens, vocabulary.special_ids)
+    specials = name_specials(tokens, pieces.special_ids)
     byte_fallback = _has_bytes(tokens, types)
     unknown = next((token for token, kind in zip(tokens, types, strict=True) if kind == TokenType.UNKNOWN), None)
     if unknown is None and not byte_fallback:
@@ -167,7 +147,7 @@ def _build(
         special.remove(unknown)  # it stands for characters of the text, so decoding must show it
     if any(len(token) == 1 for token in special):
         raise DataError("a special token is a single character, and texts could not have it; give it a longer name")
-    with rust_errors("the SentencePiece vocabulary"):
+    with runtime_errors("the SentencePiece vocabulary makes no tokenizer"):
         model = models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},
             merges=_merges(tokens, scores, types),
@@ -177,10 +157,10 @@ def _build(
         )
         backend = runtime.Tokenizer(model)
     space = SPACE if underline_is_space else " "
-    steps = list(_normalizers(vocabulary, user_defined, space))
+    steps = list(_normalizers(pieces, user_defined, space))
     if steps:
         backend.normalizer = normalizers.Sequence(steps)
-    backend.decoder = decoders.Sequence(list(_decoders(vocabulary, None if byte_fallback else unknown, space)))
+    backend.decoder = decoders.Sequence(list(_decoders(pieces, None if byte_fallback else unknown, space)))
     backend.add_special_tokens([runtime.AddedToken(token, special=True, normalized=False) for token in special])
     backend.add_tokens([runtime.AddedToken(token, special=False, normalized=True) for token in user_defined])
     surround(backend, specials, add_bos=add_bos, add_eos=add_eos)
@@ -190,13 +170,8 @@ def _build(
 def _merges(tokens: Sequence[str], scores: Sequence[float], types: Sequence[TokenType]) -> list[tuple[str, str]]:
     """Every cut of a normal piece into two, by the score of the whole, highest first."""
     normal = [i for i, kind in enumerate(types) if kind == TokenType.NORMAL]
-    known = {tokens[i] for i in normal}
-    return [
-        (tokens[i][:cut], tokens[i][cut:])
-        for i in sorted(normal, key=lambda i: (-scores[i], i))
-        for cut in range(len(tokens[i]) - 1, 0, -1)
-        if tokens[i][:cut] in known and tokens[i][cut:] in known
-    ]
+    pieces = [tokens[i] for i in sorted(normal, key=lambda i: (-scores[i], i))]
+    return every_cut(pieces, set(pieces))
 
 
 def _has_bytes(tokens: Sequence[str], types: Sequence[TokenType]) -> bool:
@@ -206,31 +181,31 @@ def _has_bytes(tokens: Sequence[str], types: Sequence[TokenType]) -> bool:
     return bool(pieces)
 
 
-def _normalizers(vocabulary: _Vocabulary, user_defined: Sequence[str], space: str) -> Iterator[normalizers.Normalizer]:
+def _normalizers(pieces: Pieces, user_defined: Sequence[str], space: str) -> Iterator[normalizers.Normalizer]:
     """What happens to a text first. The runtime does the same to user-defined tokens before it looks for them."""
-    if vocabulary.remove_extra_whitespaces:
+    if pieces.remove_extra_whitespaces:
         yield normalizers.Replace(runtime.Regex(rf"\A +|[ {SPACE}]+\z"), "")
         yield normalizers.Replace(runtime.Regex(r" {2,}"), " ")
-    if vocabulary.add_dummy_prefix and user_defined:
+    if pieces.add_dummy_prefix and user_defined:
         # A prefix on the tokens themselves would hide them from the text; so a text that is one of them has none.
         alone = "|".join(re.escape(token) for token in user_defined)
         yield normalizers.Replace(runtime.Regex(rf"\A(?!(?:{alone})\z)(?=[\s\S])"), space)
-    elif vocabulary.add_dummy_prefix:
+    elif pieces.add_dummy_prefix:
         yield normalizers.Prepend(space)
     if space != " ":
         yield normalizers.Replace(" ", space)
 
 
-def _decoders(vocabulary: _Vocabulary, unknown: str | None, space: str) -> Iterator[decoders.Decoder]:
+def _decoders(pieces: Pieces, unknown: str | None, space: str) -> Iterator[decoders.Decoder]:
     if unknown is not None:
         yield decoders.Replace(unknown, UNKNOWN_SURFACE)
     if space != " ":
         yield decoders.Replace(space, " ")
     yield decoders.ByteFallback()
     yield decoders.Fuse()
-    if vocabulary.remove_extra_whitespaces:
+    if pieces.remove_extra_whitespaces:
         yield decoders.Replace(runtime.Regex(r"\A +"), "")
-    elif vocabulary.add_dummy_prefix:
+    elif pieces.add_dummy_prefix:
         yield decoders.Strip(" ", left=1)
 
 
@@ -239,103 +214,3 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
     for line in chain.from_iterable(text.split("\n") for text in texts):
         for start in range(0, len(line), MAX_LINE_CHARACTERS):
             yield line[start : start + MAX_LINE_CHARACTERS].encode("utf-8", "replace").decode()
-
-
-def _read(data: bytes) -> _Vocabulary:
-    """The parts of a file that decide its ids: ModelProto's pieces (1), trainer_spec (2) and normalizer_spec (3)."""
-    if len(data) > MAX_FILE_BYTES:
-        raise DataError(f"the file has {len(data)} bytes; a SentencePiece file has at most {MAX_FILE_BYTES}")
-    vocabulary = _Vocabulary()
-    trainer: _Message = {}
-    normalizer: _Message = {}
-    for number, value in _fields(data):
-        if number == 1:
-            _read_piece(_message(value), vocabulary)
-        elif number == 2:
-            trainer |= _message(value)
-        elif number == 3:
-            normalizer |= _message(value)
-    kind = trainer.get(3, 1)
-    if kind != _BPE:
-        name = _MODEL_TYPES.get(kind, kind) if isinstance(kind, int) else kind
-        raise DataError(f"the SentencePiece file is of type {name!r:.80}; only BPE can be read")
-    if normalizer.get(2):
-        raise DataError(
-            f"the SentencePiece file rewrites texts by rule {normalizer.get(1, b'')!r}; only 'identity' can be followed"
-        )
-    if trainer.get(24, 0) or not normalizer.get(5, 1):
-        raise DataError("the SentencePiece file writes spaces behind words or as themselves; neither can be read")
-    vocabulary.add_dummy_prefix = bool(normalizer.get(3, 1))
-    vocabulary.remove_extra_whitespaces = bool(normalizer.get(4, 1))
-    ids = {token: index for index, token in enumerate(vocabulary.tokens)}
-    names = {"unk": (45, b"<unk>"), "bos": (46, b"<s>"), "eos": (47, b"</s>"), "pad": (48, b"<pad>")}
-    for role, (number, default) in names.items():
-        token = _text(trainer.get(number, default))
-        if token in ids and vocabulary.types[ids[token]] in (TokenType.CONTROL, TokenType.UNKNOWN):
-            vocabulary.special_ids[role] = ids[token]
-    return vocabulary
-
-
-def _read_piece(piece: _Message, vocabulary: _Vocabulary) -> None:
-    if len(vocabulary.tokens) >= MAX_TOKENS:
-        raise DataError(f"the SentencePiece file has more than {MAX_TOKENS} pieces")
-    score, kind = piece.get(2, bytes(4)), piece.get(3, TokenType.NORMAL)
-    if not isinstance(score, bytes) or len(score) != 4 or not isinstance(kind, int):
-        raise DataError(f"piece {len(vocabulary.tokens)} of the SentencePiece file is malformed")
-    token = _text(piece.get(1, b""))
-    if kind == TokenType.USER_DEFINED and " " in token:
-        kind = TokenType.UNUSED  # it is looked for after spaces have become ▁, and so never found
-    vocabulary.tokens.append(token)
-    vocabulary.scores.append(struct.unpack("<f", score)[0])
-    vocabulary.types.append(kind)
-
-
-def _text(value: int | bytes) -> str:
-    if not isinstance(value, bytes):
-        raise DataError(f"the SentencePiece file has the number {value} where a text belongs; it is damaged")
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"the SentencePiece file has {value!r:.80} where a text belongs; it is damaged") from error
-
-
-def _message(data: int | bytes) -> _Message:
-    """The fields of a message that occurs in a file, the last of each number."""
-    return {number: value for number, value in _fields(data) if number <= _LAST_FIELD}
-
-
-def _fields(data: int | bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a protobuf message: an integer for a varint, else the bytes."""
-    if not isinstance(data, bytes):
-        raise DataError(f"the SentencePiece file has the number {data} where a message belongs; it is damaged")
-    position = 0
-    while position < len(data):
-        key, position = _varint(data, position)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == 0:
-            value, position = _varint(data, position)
-            yield number, value
-            continue
-        if wire_type == 2:
-            length, position = _varint(data, position)
-        elif wire_type in (1, 5):
-            length = 8 if wire_type == 1 else 4
-        else:
-            raise DataError(f"byte {position} is no SentencePiece file's: wire type {wire_type} does not occur in one")
-        if length > len(data) - position:
-            raise DataError(f"the SentencePiece file ends early: a field at byte {position} should have {length} bytes")
-        yield number, data[position : position + length]
-        position += length
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number in groups of seven bits, lowest first, and the position after it."""
-    value = 0
-    for i in range(10):
-        if position + i >= len(data):
-            raise DataError(f"the SentencePiece file ends early, inside a number at byte {position}")
-        byte = data[position + i]
-        value |= (byte & 0x7F) << 7 * i
-        if byte < 0x80:
-            return value, position + i + 1
-    raise DataError(f"the SentencePiece file has a number of more than 64 bits at byte {position}; it is damaged")

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lamoid.errors import CheckpointError, MissingExtra
-from lamoid.tokenizers.load import read_json_object
-from lamoid.tokenizers.tokenizer import CONFIG_FILE
+from lamoid.tokenizers.tokenizer import CONFIG_FILE, read_config
 
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 2**20
@@ -36,7 +35,7 @@ def find_template(directory: Path) -> str | None:
     if file.is_file():
         return read_template(file)
     for file in (directory / "chat_template.json", directory / CONFIG_FILE):
-        found = read_json_object(file).get("chat_template")
+        found = read_config(file).get("chat_template")
         if isinstance(found, list):
             named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
             if "default" not in named:

@@ -18,7 +18,7 @@ from lamoid.errors import DataError, UsageError
 from lamoid.tokenizers.bpe import BYTE_OF_SYMBOL, N_BYTES
 from lamoid.tokenizers.byte_level import byte_level, split_into_words
 from lamoid.tokenizers.tokenizer import Tokenizer
-from lamoid.tokenizers.vocabulary import MAX_FILE_BYTES, MAX_TOKENS, NATIVE_FILE, check_tokens, surround
+from lamoid.tokenizers.vocabulary import MAX_FILE_BYTES, MAX_TOKENS, NATIVE_FILE, check_tokens, every_cut, surround
 
 N_SPECIAL_TOKENS = 256
 
@@ -90,7 +90,7 @@ def read_tiktoken(
     ranks = _read_ranks(data)
     vocabulary = {_symbols(token): rank for token, rank in ranks.items()}
     check_tokens([*vocabulary, *special_tokens])
-    merges = [(_symbols(left), _symbols(right)) for left, right in _merges(ranks)]
+    merges = [(_symbols(left), _symbols(right)) for left, right in every_cut(ranks, ranks)]
     backend = byte_level(vocabulary, merges, "llama-bpe")
     backend.add_special_tokens([runtime.AddedToken(t, special=True, normalized=False) for t in special_tokens])
     specials = {_ROLES[token]: token for token in special_tokens if token in _ROLES}
@@ -172,16 +172,6 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
             f"{len(missing)} of the 256 bytes are no token, the first being {missing[0]}; add a line for each"
         )
     return ranks
-
-
-def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Every cut of a token into two tokens, by the rank of the whole."""
-    return [
-        (token[:cut], token[cut:])
-        for token in ranks
-        for cut in range(len(token) - 1, 0, -1)
-        if token[:cut] in ranks and token[cut:] in ranks
-    ]
 
 
 def _symbols(token: bytes) -> str:

@@ -1,19 +1,22 @@
 """One tokenizer class around the `tokenizers` runtime: encode, decode, batches, and a directory that transformers opens."""
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers as runtime
-from tokenizers.decoders import DecodeStream
 
 from lamoid.errors import DataError
 
 CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
+CANNOT_ENCODE = "the tokenizer cannot encode this text"
 MAX_TOKENIZER_BYTES = 256 * 2**20
 SPECIAL_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 _BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -44,12 +47,15 @@ class Tokenizer:
         backend.encode_special_tokens = True
         backend.no_padding()
         backend.no_truncation()
-        self.backend, self.specials, self.native = backend, specials, dict(native or {})
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.backend, self.specials = backend, specials
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        _check_ids(vocabulary)
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self._special_ids = {role: backend.token_to_id(token) for role, token in specials.items()}
         missing = [specials[role] for role, index in self._special_ids.items() if index is None]
         if missing:
             raise DataError(f"special tokens {missing} are not in the vocabulary; add them to {TOKENIZER_FILE}")
+        self.native = dict(native or {})
         self._byte_ids = _byte_ids(backend)
         self._byte_of_id = {index: byte for byte, index in enumerate(self._byte_ids)}
 
@@ -62,13 +68,15 @@ class Tokenizer:
         _check_encodable(text)
         if pair is not None:
             _check_encodable(pair)
-        return self.backend.encode(text, pair, add_special_tokens=add_special_tokens).ids
+        with runtime_errors(CANNOT_ENCODE):
+            return self.backend.encode(text, pair, add_special_tokens=add_special_tokens).ids
 
     def encode_many(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         """Ids of many texts, on all cores. The environment's RAYON_NUM_THREADS limits them."""
         for text in texts:
             _check_encodable(text)
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        with runtime_errors(CANNOT_ENCODE):
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
 
     def encode_batch(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> EncodedBatch:
@@ -78,7 +86,8 @@ class Tokenizer:
         for text in (*texts, *(pairs or ())):
             _check_encodable(text)
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self.backend.encode_batch(inputs)
+        with runtime_errors(CANNOT_ENCODE):
+            encodings = self.backend.encode_batch(inputs)
         shape = (len(encodings), max((len(e.ids) for e in encodings), default=0))
         ids = np.full(shape, self.special_id("pad") or 0, dtype=np.int64)
         mask, segments = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
@@ -114,10 +123,22 @@ class Tokenizer:
     def decode_stream(self, before: Sequence[int]) -> Callable[[int], str]:
         """Decode id by id: a function from the next id to the text it completes, empty inside a character.
 
-        `before` are the ids that came earlier, whose text is not repeated.
+        `before` are the ids that came earlier, whose text is not repeated. The runtime's own DecodeStream repeats it
+        where it ends in U+FFFD, and fails where a stray byte changes how the bytes before it are read.
         """
-        stream = DecodeStream(list(before), skip_special_tokens=True)
-        return lambda index: stream.step(self.backend, index) or ""
+        context, waiting = list(before), list[int]()
+
+        def step(index: int) -> str:
+            nonlocal context, waiting
+            waiting.append(index)
+            earlier, text = self.decode(context), self.decode(context + waiting)
+            if text.endswith("\ufffd") or text == earlier:
+                return ""
+            new = text.removeprefix(earlier) if text.startswith(earlier) else self.decode(waiting)
+            context, waiting = waiting, []
+            return new
+
+        return step
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the ids."""
@@ -129,7 +150,7 @@ class Tokenizer:
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
-            **{f"{role}_token": token for role, token in self.specials.items()},
+            **{f"{role}_token": self.specials[role] for role in SPECIAL_ROLES if role in self.specials},
         }
         return {
             TOKENIZER_FILE: self.backend.to_str(pretty=True).encode(),
@@ -138,13 +159,55 @@ class Tokenizer:
         }
 
 
-def _byte_ids(backend: runtime.Tokenizer) -> list[int]:
-    """The ids of the 256 byte tokens, none where the model does not fall back on bytes."""
-    if not getattr(backend.model, "byte_fallback", False):
-        return []
-    ids = [backend.token_to_id(token) for token in _BYTE_TOKENS]
-    known = [index for index in ids if index is not None]
-    return known if len(known) == len(_BYTE_TOKENS) else []
+def read_tokenizer_json(path: str | Path) -> Tokenizer:
+    """Read the `tokenizer.json` of a model directory, or by itself.
+
+    Raises DataError where the files are missing, too large, or make no tokenizer.
+    """
+    path = Path(path)
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; a tokenizer is a directory with {TOKENIZER_FILE}, or that file")
+    if file.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise DataError(f"{file} has {file.stat().st_size} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES}")
+    with runtime_errors(f"{file} is no tokenizer"):
+        backend = runtime.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    return Tokenizer(backend, name_roles(read_config(file.with_name(CONFIG_FILE))))
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """What a `tokenizer_config.json` says, nothing where there is none. Raises DataError where it is no JSON object."""
+    if not file.is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")).items())
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"{file} is not a JSON object: {error}") from error
+
+
+def name_roles(config: dict[str, Any]) -> dict[str, str]:
+    """The special token of each role that a `tokenizer_config.json` names."""
+    tokens = {role: config.get(f"{role}_token") for role in SPECIAL_ROLES}
+    contents = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
+    return {role: token for role, token in contents.items() if isinstance(token, str)}
+
+
+def _check_ids(vocabulary: dict[str, int]) -> None:
+    token_of: dict[int, str] = {}
+    for token, index in sorted(vocabulary.items()):
+        if token_of.setdefault(index, token) != token:
+            raise DataError(f"id {index} belongs to {token_of[index]!r} and {token!r}; each token needs its own")
+
+
+@contextlib.contextmanager
+def runtime_errors(what: str) -> Iterator[None]:
+    """Raise DataError for whatever the Rust library raises, its panic too, which is no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+            raise
+        raise DataError(f"{what}: {error}") from error
 
 
 def _check_encodable(text: str) -> None:
@@ -155,3 +218,12 @@ def _check_encodable(text: str) -> None:
             f"the text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is no "
             f"character; replace it, for example with text.encode('utf-8', 'replace').decode()"
         ) from error
+
+
+def _byte_ids(backend: runtime.Tokenizer) -> list[int]:
+    """The ids of the 256 byte tokens, none where the model does not fall back on bytes."""
+    if not getattr(backend.model, "byte_fallback", False):
+        return []
+    ids = [backend.token_to_id(token) for token in _BYTE_TOKENS]
+    known = [index for index in ids if index is not None]
+    return known if len(known) == len(_BYTE_TOKENS) else []

@@ -4,9 +4,9 @@ SentencePiece files, tiktoken files and GGUF files all come down to a list of to
 files come from strangers, so everything is bounded and checked here before the Rust library sees it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import IntEnum
+from typing import AnyStr
 
 import tokenizers as runtime
 from tokenizers import processors
@@ -18,6 +18,7 @@ NATIVE_FILE = "tokenizer.model"  # the name that Llama 1, 2 and 3 all use
 MAX_FILE_BYTES = 32 * 2**20  # Llama 3's file has 2 MiB
 MAX_TOKENS = 2**20
 MAX_TOKEN_LENGTH = 1024  # Llama 3's longest has 128 bytes
+MAX_MERGES_LENGTH = 32 * 2**20  # Llama 3's have about 3 MiB
 
 
 class TokenType(IntEnum):
@@ -31,17 +32,6 @@ class TokenType(IntEnum):
     BYTE = 6  # <0x0A>: one byte of a character that the vocabulary lacks
 
 
-@contextmanager
-def rust_errors(what: str) -> Iterator[None]:
-    """Raise DataError for whatever the Rust library raises, its panic too, which is no Exception."""
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
-            raise
-        raise DataError(f"{what} makes no tokenizer: {error}") from error
-
-
 def check_tokens(tokens: Sequence[str | bytes]) -> None:
     """Raise DataError unless the tokens are few enough, short enough, not empty, and all different."""
     if not 0 < len(tokens) <= MAX_TOKENS:
@@ -51,7 +41,9 @@ def check_tokens(tokens: Sequence[str | bytes]) -> None:
         if not 0 < len(token) <= MAX_TOKEN_LENGTH:
             raise DataError(f"token {index} has length {len(token)}; it must have 1 to {MAX_TOKEN_LENGTH}")
         if token in ids:
-            raise DataError(f"tokens {ids[token]} and {index} are both {token!r}; a text must have one spelling in ids")
+            raise DataError(
+                f"tokens {ids[token]} and {index} are both {token!r:.80}; a text must have one spelling in ids"
+            )
         ids[token] = index
 
 
@@ -92,6 +84,23 @@ def special_and_user_defined(
         elif kind == TokenType.USER_DEFINED:
             user_defined.append(token)
     return special, user_defined
+
+
+def every_cut(tokens: Iterable[AnyStr], known: Container[AnyStr]) -> list[tuple[AnyStr, AnyStr]]:
+    """The merges of a vocabulary that lists none: every way to cut a token into two, in the order of the tokens.
+
+    Raises DataError for a vocabulary so repetitive that they would fill the memory.
+    """
+    merges: list[tuple[AnyStr, AnyStr]] = []
+    length = 0
+    for token in tokens:
+        for cut in range(len(token) - 1, 0, -1):
+            if token[:cut] in known and token[cut:] in known:
+                merges.append((token[:cut], token[cut:]))
+                length += len(token)
+        if length > MAX_MERGES_LENGTH:
+            raise DataError(f"the merges have more than {MAX_MERGES_LENGTH} characters; the tokens repeat each other")
+    return merges
 
 
 def surround(backend: runtime.Tokenizer, specials: Mapping[str, str], *, add_bos: bool, add_eos: bool) -> None:

@@ -1,0 +1,167 @@
+"""`lamoid pretrain` from a folder of text: what it chooses, what it writes, and that others can open it."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import yaml
+
+import lamoid
+from lamoid.cli import main
+from lamoid.models.llama import Llama, LlamaConfig
+from lamoid.recipes.sizes import TABLE, choose_size, choose_steps, model_config
+from lamoid.training.interrupt import Interrupt
+
+PROMPTS = ["the cat ", "một con mèo ", "猫坐", "고양이가 ", "😀 مرحبا "]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, corpus, run_class):
+    """One run of 40 steps with checkpoints at 35 and 40."""
+    run = run_class(tmp_path_factory.mktemp("finished"), corpus)
+    assert run.finish() == 0, run.messages()
+    return run
+
+
+@pytest.mark.parametrize("where", ["checkpoints/step-35", "."])
+def test_transformers_opens_every_checkpoint(finished, where):
+    """Same logits and the same greedy text, from the middle of a run and at its end, in every script."""
+    folder = finished.out / where
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    their_tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = lamoid.load(folder)
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(prompt)
+        assert their_tokenizer(prompt)["input_ids"] == ids
+        with torch.inference_mode():
+            expected, got = theirs(torch.tensor([ids])).logits, model(torch.tensor([ids]))
+        assert float((got - expected).abs().max() / expected.abs().max()) < 1e-4
+        settings = dict(max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0)
+        text = their_tokenizer.decode(theirs.generate(torch.tensor([ids]), **settings)[0, len(ids) :].tolist())
+        sampling = lamoid_greedy()
+        done = lamoid.generate(model, tokenizer, prompt, max_new_tokens=8, sampling=sampling, end_ids=[])
+        assert tokenizer.decode(done.ids, skip_special_tokens=False) == text
+
+
+def lamoid_greedy():
+    from lamoid.inference.sampling import Sampling
+
+    return Sampling(temperature=0.0, top_p=1.0)
+
+
+def test_it_learned(finished):
+    losses = [r["loss"] for r in finished.records() if "loss" in r]
+    assert losses[0] == pytest.approx(math.log(300), rel=0.05)  # guessing
+    assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
+
+
+def test_the_root_is_the_best_model(finished):
+    """Scored again by `lamoid eval`, on the held-out text that the run used."""
+    held = [r for r in finished.records() if "heldout_loss" in r]
+    assert len(held) == 8
+    best = min(held, key=lambda r: r["heldout_loss"])
+    state = json.loads((finished.out / "checkpoints/step-40/training/state.json").read_text(encoding="utf-8"))
+    assert state["standing"]["best"] == best["heldout_loss"]
+
+
+def test_what_was_chosen_is_said_and_written(make_run):
+    run = make_run("chosen")
+    run.flags = {"data": run.flags["data"], "out": run.out, "max-steps": 3, "threads": 1}
+    assert run.finish() == 0
+    chosen, size = yaml.safe_load((run.out / "recipe.yaml").read_text(encoding="utf-8")), TABLE[0]
+    assert chosen["context"] == size.context and chosen["batch_rows"] == size.batch_rows
+    assert chosen["learning_rate"] == size.learning_rate and None not in (chosen["eval_every"], chosen["warmup_steps"])
+    assert re.search(r"model: .* M parameters .*table's size for text of", run.messages())
+    assert re.search(r"schedule: 3 steps of .* for 1 cores", run.messages())
+    assert "held out" in run.messages() and "training a byte-level BPE" in run.messages()
+
+
+def test_text_is_tokenized_once(make_run):
+    first, second = make_run("first", **{"max-steps": 2}), make_run("second", **{"max-steps": 2, "seed": 0})
+    assert first.finish() == 0 and second.finish() == 0
+    assert "tokenized before" in second.messages()
+    assert first.weights() == second.weights()
+
+
+def test_a_tokenizer_of_ones_own(make_run, corpus, tmp_path, capsys):
+    folder = tmp_path / "characters"
+    assert main(["tokenizer", "train", "--data", str(corpus), "--kind", "char", "--out", str(folder)]) == 0
+    run = make_run("own", tokenizer=folder, **{"max-steps": 2})
+    del run.flags["vocab-size"]
+    assert run.finish() == 0, run.messages()
+    assert lamoid.load_tokenizer(run.out).fingerprint() == lamoid.load_tokenizer(folder).fingerprint()
+
+
+def test_a_published_shape_can_be_named(make_run):
+    run = make_run("named", model="llama-9-9b")
+    assert run.finish() == 2
+    assert "llama-3.2-1b" in run.messages() and "llama-9-9b" in run.messages()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"dtype": "bfloat16"},
+        {"optimizer": "adam-l2", "schedule": "warmup-stable-decay"},
+        {"schedule": "inverse-sqrt", "accumulate": 2},
+        {"gradient-checkpointing": True},
+        {"tensorboard": True},
+    ],
+    ids=str,
+)
+def test_other_ways_to_train(make_run, flags):
+    run = make_run("other", **{"max-steps": 12, **flags})
+    assert run.finish() == 0, run.messages()
+    losses = [r["loss"] for r in run.records() if "loss" in r]
+    assert len(losses) == 12 and losses[-1] < losses[0]
+    if "tensorboard" in flags:
+        assert list((run.out / "tensorboard").iterdir())
+
+
+def test_a_device_that_is_missing_is_named(make_run):
+    assert not torch.cuda.is_available(), "this test is about a machine without CUDA"
+    run = make_run("device", device="cuda")
+    assert run.finish() == 2
+    assert "device is 'cuda'" in run.messages().splitlines()[-1]
+
+
+def test_the_table_grows_with_the_text_and_the_work_with_the_cores():
+    sizes = [choose_size(n) for n in (10**5, 10**6, 10**7 + 1, 10**9, 10**12)]
+    shapes = [model_config(size, size.vocab_size, size.context) for size in sizes]
+    with torch.device("meta"):
+        counts = [sum(p.numel() for p in Llama(shape).parameters()) for shape in shapes]
+    assert counts == sorted(counts) and len(set(counts)) == len(counts)
+    one, two = (choose_steps(sizes[2], counts[2], 2048, 10**9, cores) for cores in (1, 2))
+    assert two == pytest.approx(2 * one, abs=20)
+    assert choose_steps(sizes[1], counts[1], 512, 10_000, 64) == 10_000 * sizes[1].max_epochs // 512 // 10 * 10
+
+
+def test_interrupt_restores_the_handlers():
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    with Interrupt() as interrupt:
+        assert not interrupt() and interrupt.exit_code == 0
+        signal.raise_signal(signal.SIGINT)
+        assert interrupt() and interrupt.exit_code == 130
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_documented_python_runs(capsys):
+    """Every block of docs/python.md, as it stands there."""
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), names)
+    assert "200" in capsys.readouterr().out
+    assert names["logits"].shape == (2, 16, 1000)
+
+
+def test_a_config_can_be_built_from_the_public_names():
+    assert lamoid.LlamaConfig is LlamaConfig
