@@ -14,6 +14,7 @@ VERBS = {
     "pretrain": ("lamoid.recipes.pretrain", "train a model on raw text, from the beginning"),
     "generate": ("lamoid.recipes.generate", "continue a prompt"),
     "eval": ("lamoid.recipes.evaluate", "measure a model on a text: loss, perplexity, bits per byte"),
+    "convert": ("lamoid.recipes.convert", "a model from one format to another: Hugging Face, GGUF, Meta's"),
 }
 """Verb -> (module with a dataclass `Recipe` and `run(recipe)`, what it does)."""
 
