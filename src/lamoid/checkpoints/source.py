@@ -23,6 +23,9 @@ BLOCK_WEIGHTS = 2**22
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The formats whose weights are plain numbers, by their names in GGUF and safetensors."""
+_HALF = 65504.0
+LARGEST = {"F32": 3.4e38, "BF16": 3.38e38, "F16": _HALF, "Q8_0": 127 * _HALF, "Q4_0": 8 * _HALF, "Q4_1": _HALF}
+"""The largest weight, by amount, of each format that is written; blocks have a float16 scale (and minimum, in Q4_1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,3 +122,19 @@ def check_tensors(
     if problems:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise CheckpointError(f"{path} does not fit its configuration: {shown}")
+
+
+def to_dtype(weights: Tensor, dtype: str, name: str) -> Tensor:
+    """Weights in a dtype of DTYPES. Raises CheckpointError for those that it cannot hold."""
+    converted = weights.to(DTYPES[dtype])
+    if not bool(converted.isfinite().all()):
+        check_range(weights.float().numpy(), dtype, name)
+    return converted
+
+
+def check_range(weights: NDArray[np.float32], kind: str, name: str) -> None:
+    """Raise CheckpointError for weights that are not finite, or too large for a format whose scale is a float16."""
+    largest = float(np.abs(weights).max(initial=0))
+    if not largest <= LARGEST[kind]:
+        advice = "take bf16 or f32" if math.isfinite(largest) else "the model is damaged"
+        raise CheckpointError(f"{name} holds a weight of {largest:g}; {kind} holds up to {LARGEST[kind]:g}: {advice}")

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import importlib.util
+import math
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lamoid.checkpoints.store import atomic_directory, file_digest, remove_leftovers, verify, write_json
+from tqdm import tqdm
+
+from lamoid.checkpoints.store import CHECKSUMS_FILE, atomic_directory, file_digest, remove_leftovers, verify, write_json
 from lamoid.errors import CheckpointError, DataError, RunError, UsageError
 from lamoid.recipes.catalogue import CATALOGUE, FACTS_FILE, Package, models_directory, place
 
@@ -143,14 +146,18 @@ def _from_hub(name: str, downloads: Path, say: Say) -> Callable[[Path], None]:
 
 
 def _dequantize(file: Path, folder: Path, say: Say) -> None:
-    """The same weights in float32 beside a GGUF file, as a Hugging Face directory, which training and peft can use."""
-    from lamoid.checkpoints.gguf_llama import open_gguf
-    from lamoid.checkpoints.hf import write_model
-    from lamoid.checkpoints.source import load
-    from lamoid.tokenizers.templates import TEMPLATE_FILE
+    """The same weights in float32 beside a GGUF file, as a Hugging Face directory, which training and peft can use.
 
-    say(f"dequantizing {file.name}")
-    source = open_gguf(file)
-    write_model(folder, load(source), source.tokenizer)
-    if source.chat_template is not None:
-        (folder / TEMPLATE_FILE).write_text(source.chat_template, encoding="utf-8")
+    `certificate.json` says that what was written is what was read.
+    """
+    from lamoid.checkpoints.conversion import convert, open_model
+
+    say(f"dequantizing {file.name}, and comparing the result with it")
+    converted, source = folder / "converted", open_model(file)
+    n_weights = sum(math.prod(shape) for shape in source.shapes.values())
+    with tqdm(total=2 * n_weights, unit="", unit_scale=True, desc="weights", delay=2, file=sys.stderr) as bar:
+        convert(source, converted, kind="hf", notify=say, on_weights=bar.update)
+    (converted / CHECKSUMS_FILE).unlink()  # the whole folder gets its own
+    for written in converted.iterdir():
+        written.rename(folder / written.name)
+    converted.rmdir()
