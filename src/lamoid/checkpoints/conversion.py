@@ -10,7 +10,8 @@ from lamoid.checkpoints.gguf_llama import open_gguf
 from lamoid.checkpoints.gguf_write import FALLBACK, FILE_TYPES, formats, write_gguf
 from lamoid.checkpoints.hf import CONFIG_FILE
 from lamoid.checkpoints.hf_stream import open_hf, write_hf
-from lamoid.checkpoints.meta import PARAMS_FILE, open_meta, write_meta
+from lamoid.checkpoints.meta import PARAMS_FILE, open_meta
+from lamoid.checkpoints.meta_write import write_meta
 from lamoid.checkpoints.source import DTYPES, Source
 from lamoid.checkpoints.store import atomic_directory, atomic_file, write_json
 from lamoid.errors import CheckpointError, UsageError

@@ -55,7 +55,7 @@ def run(recipe: Recipe) -> int:
             f"{weights['largest_share_of_bound']:.0%} of what the format allows"
         )
     print(
-        f"largest change of a logit {proof['layers']['logits']:.3g}; perplexity of a fixed text "
+        f"largest change of a logit {proof['layers']['logits'][0]:.3g}; perplexity of a fixed text "
         f"{perplexity['source']:.4f} before, {perplexity['result']:.4f} after"
     )
     return 0

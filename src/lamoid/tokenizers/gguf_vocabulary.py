@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from tokenizers import models
 
 from lamoid.errors import DataError
@@ -99,7 +101,7 @@ def _numbers(metadata: Mapping[str, Any], key: str) -> list[float]:
     value = metadata.get(PREFIX + key, [])
     if isinstance(value, str | bool | int | float) or any(isinstance(item, str) for item in value[:1]):
         raise DataError(f"{PREFIX}{key} is {value!r:.80}; it must be an array of numbers")
-    return list(value)
+    return np.asarray(value).tolist()
 
 
 def _id(metadata: Mapping[str, Any], key: str) -> int:
