@@ -272,9 +272,8 @@ def weight_files(directory: Path) -> list[Path]:
         names = sorted({str(name) for name in index.values()})
         for name in names:
             if not _lies_inside(directory, name):
-                raise CheckpointError(
-                    f"{directory / INDEX_FILE}: shard {name!r} lies outside the directory; put the file itself there"
-                )
+                what = f"{directory / INDEX_FILE}: shard {name!r} lies outside the directory"
+                raise CheckpointError(f"{what}; put the file itself there")
         return [directory / name for name in names]
     raise CheckpointError(f"{directory} has no {WEIGHTS_FILE}; a model is a Hugging Face directory with safetensors")
 

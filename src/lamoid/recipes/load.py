@@ -61,6 +61,12 @@ def find_tokenizer(directory: Path) -> Tokenizer | None:
     return load_tokenizer(directory) if has_tokenizer(directory) else None
 
 
+def load_named_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer that an argument names: a directory, a file of its own, or a fetched model."""
+    is_path = Path(path).exists() or not is_name(path)
+    return load_tokenizer(path if is_path else models_path(path))
+
+
 def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":
     """Load a model in fp32 for a verb that works on text, after setting the number of threads."""
     import torch

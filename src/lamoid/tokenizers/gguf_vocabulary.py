@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-
 from tokenizers import models
 
 from lamoid.errors import DataError
