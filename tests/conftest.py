@@ -6,6 +6,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import beartype
@@ -43,3 +44,11 @@ def set_threads() -> Iterator[Callable[[int], Any]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The directory of the real SmolLM2-135M-Instruct, GGUF and Hugging Face, fetched once a session as a user would."""
+    from lamoid.recipes.fetch import fetch
+
+    return fetch("smollm2", print)

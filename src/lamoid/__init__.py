@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lamoid.errors import CheckpointError, DataError, LamoidError, MissingExtra, RunError, UsageError
     from lamoid.models.llama import Llama, LlamaConfig
+    from lamoid.recipes.catalogue import models_path
     from lamoid.recipes.complete import generate
     from lamoid.recipes.load import load
     from lamoid.tokenizers.load import load_tokenizer
@@ -26,6 +27,7 @@ _HOMES = {
     "generate": "lamoid.recipes.complete",
     "load": "lamoid.recipes.load",
     "load_tokenizer": "lamoid.tokenizers.load",
+    "models_path": "lamoid.recipes.catalogue",
     "train": "lamoid.training.loop",
 }
 
@@ -43,6 +45,7 @@ __all__ = [
     "generate",
     "load",
     "load_tokenizer",
+    "models_path",
     "train",
 ]
 

@@ -14,7 +14,11 @@ VERBS = {
     "tokenizer show": ("lamoid.recipes.show_tokenizer", "show, merge by merge, how a text becomes tokens"),
     "pretrain": ("lamoid.recipes.pretrain", "train a model on raw text, from the beginning"),
     "generate": ("lamoid.recipes.generate", "continue a prompt"),
+    "chat": ("lamoid.recipes.chat", "talk with a model"),
     "eval": ("lamoid.recipes.evaluate", "measure a model on a text: loss, perplexity, bits per byte"),
+    "convert": ("lamoid.recipes.convert", "a model from one format to another: Hugging Face, GGUF, Meta's"),
+    "get": ("lamoid.recipes.get", "fetch a named model, once"),
+    "models": ("lamoid.recipes.models", "list the models that were fetched, and those that can be"),
 }
 """Verb -> (module with a dataclass `Recipe` and `run(recipe)`, what it does)."""
 

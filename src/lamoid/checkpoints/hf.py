@@ -34,8 +34,13 @@ def write_model(directory: Path, model: Llama, tokenizer: Tokenizer | None) -> N
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     tensors = {llama_to_hf(name): p.detach().contiguous() for name, p in model.named_parameters()}
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_description(directory, model.config, dtype, tokenizer)
+
+
+def write_description(directory: Path, config: LlamaConfig, dtype: str, tokenizer: Tokenizer | None) -> None:
+    """Write all files of a model directory but the weights, whose dtype is named as torch names it, such as `bfloat16`."""
     special_ids = _special_ids(tokenizer)
-    _write(directory / CONFIG_FILE, config_to_hf(model.config) | {"dtype": dtype, "torch_dtype": dtype} | special_ids)
+    _write(directory / CONFIG_FILE, config_to_hf(config) | {"dtype": dtype, "torch_dtype": dtype} | special_ids)
     _write(directory / "generation_config.json", special_ids | {"do_sample": False})
     for name, content in (tokenizer.files() if tokenizer is not None else {}).items():
         (directory / name).write_bytes(content)
@@ -244,7 +249,7 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for file in _weight_files(directory):
+    for file in weight_files(directory):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
@@ -256,7 +261,8 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory. Raises CheckpointError for a shard that lies outside of it."""
     if (directory / WEIGHTS_FILE).is_file():  # before the index, as transformers does where both are there
         return [directory / WEIGHTS_FILE]
     if (directory / INDEX_FILE).is_file():
@@ -266,9 +272,8 @@ def _weight_files(directory: Path) -> list[Path]:
         names = sorted({str(name) for name in index.values()})
         for name in names:
             if not _lies_inside(directory, name):
-                raise CheckpointError(
-                    f"{directory / INDEX_FILE}: shard {name!r} lies outside the directory; put the file itself there"
-                )
+                what = f"{directory / INDEX_FILE}: shard {name!r} lies outside the directory"
+                raise CheckpointError(f"{what}; put the file itself there")
         return [directory / name for name in names]
     raise CheckpointError(f"{directory} has no {WEIGHTS_FILE}; a model is a Hugging Face directory with safetensors")
 

@@ -27,11 +27,44 @@ _LLAMA_TENSORS = [
     (r"layers\.(\d+)\.attention\.", r"model.layers.\1.self_attn."),
     (r"layers\.(\d+)\.feed_forward\.", r"model.layers.\1.mlp."),
 ]
+_GGUF_TENSORS = [
+    (r"embedding\.", "token_embd."),
+    (r"norm\.", "output_norm."),
+    (r"lm_head\.", "output."),
+    (r"layers\.(\d+)\.attention_norm\.", r"blk.\1.attn_norm."),
+    (r"layers\.(\d+)\.feed_forward_norm\.", r"blk.\1.ffn_norm."),
+    (r"layers\.(\d+)\.attention\.o_proj\.", r"blk.\1.attn_output."),
+    (r"layers\.(\d+)\.attention\.([qkv])_proj\.", r"blk.\1.attn_\2."),
+    (r"layers\.(\d+)\.feed_forward\.(gate|up|down)_proj\.", r"blk.\1.ffn_\2."),
+]
+_META_TENSORS = [
+    (r"embedding\.", "tok_embeddings."),
+    (r"lm_head\.", "output."),
+    (r"layers\.(\d+)\.feed_forward_norm\.", r"layers.\1.ffn_norm."),
+    (r"layers\.(\d+)\.attention\.([qkvo])_proj\.", r"layers.\1.attention.w\2."),
+    (r"layers\.(\d+)\.feed_forward\.gate_proj\.", r"layers.\1.feed_forward.w1."),
+    (r"layers\.(\d+)\.feed_forward\.down_proj\.", r"layers.\1.feed_forward.w2."),
+    (r"layers\.(\d+)\.feed_forward\.up_proj\.", r"layers.\1.feed_forward.w3."),
+]
 
 
 def llama_to_hf(name: str) -> str:
     """`layers.0.attention.q_proj.weight` → `model.layers.0.self_attn.q_proj.weight`."""
-    for pattern, replacement in _LLAMA_TENSORS:
+    return _rename(name, _LLAMA_TENSORS)
+
+
+def llama_to_gguf(name: str) -> str:
+    """`layers.0.attention.q_proj.weight` → `blk.0.attn_q.weight`."""
+    return _rename(name, _GGUF_TENSORS)
+
+
+def llama_to_meta(name: str) -> str:
+    """`layers.0.attention.q_proj.weight` → `layers.0.attention.wq.weight`."""
+    return _rename(name, _META_TENSORS)
+
+
+def _rename(name: str, table: list[tuple[str, str]]) -> str:
+    for pattern, replacement in table:
         renamed, n_replaced = re.subn(f"^{pattern}", replacement, name)
         if n_replaced:
             return renamed

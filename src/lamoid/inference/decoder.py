@@ -23,10 +23,16 @@ MOST_ROWS = 8
 
 
 class TorchDecoder:
-    """Holds the cache of a batch of sequences. Prompts of unequal length are padded on the left and masked."""
+    """Holds the cache of a batch of sequences. Prompts of unequal length are padded on the left and masked.
 
-    def __init__(self, model: Llama) -> None:
+    `keep_cache`: a single prompt that begins like the sequence before it is read only from where the two part, as the
+    turns of a conversation do. Not where RoPE's frequencies depend on the length, since then every value does.
+    """
+
+    def __init__(self, model: Llama, *, keep_cache: bool = False) -> None:
         self.model = model.eval()
+        self._keep_cache = keep_cache and not model.rope.depends_on_length
+        self._cached_ids: list[int] = []
         self.max_seq_len = model.config.max_seq_len
         self._cache = KVCache(model.config.n_layers)
         self._mask: Tensor | None = None
@@ -35,6 +41,9 @@ class TorchDecoder:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Float[np.ndarray, "B V"]:
         """Read the prompts; returns the logits of the token after each."""
+        if self._keep_cache and len(prompts) == 1:
+            return self._prefill_rest(list(prompts[0]))
+        self._cached_ids = []
         self._lengths = [len(prompt) for prompt in prompts]
         longest = max(self._lengths)
         ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
@@ -59,6 +68,8 @@ class TorchDecoder:
         else:
             logits = self._step(new)
         self._lengths = [length + 1 for length in self._lengths]
+        if self._cached_ids:
+            self._cached_ids.append(ids[0])
         return logits.float().cpu().numpy()
 
     def keep_rows(self, rows: list[int]) -> None:
@@ -67,6 +78,19 @@ class TorchDecoder:
         self._lengths = [self._lengths[row] for row in rows]
         if self._mask is not None:
             self._mask = self._mask[rows]
+
+    def _prefill_rest(self, prompt: list[int]) -> Float[np.ndarray, "1 V"]:
+        """Read what the cache lacks, at least one token. What Ctrl-C leaves half done counts as not read."""
+        pairs = zip(self._cached_ids, prompt[:-1], strict=False)
+        n_kept = next(
+            (i for i, (old, new) in enumerate(pairs) if old != new), min(len(self._cached_ids), len(prompt) - 1)
+        )
+        self._cached_ids = self._cached_ids[:n_kept]
+        self._lengths, self._mask, self._cache.length = [len(prompt)], None, n_kept
+        ids = torch.tensor(prompt[n_kept:], device=self.model.embedding.weight.device)[None]
+        hidden = self.model.hidden_states(ids, cache=self._cache)
+        self._cached_ids = prompt
+        return self.model.lm_head(hidden[:, -1]).float().cpu().numpy()
 
     def _step(self, ids: Tensor) -> Tensor:
         model, cache = self.model, self._cache

@@ -8,10 +8,10 @@ import torch
 
 from lamoid.errors import UsageError
 from lamoid.models.llama import PRESETS, Llama, LlamaConfig
+from lamoid.recipes.load import load_named_tokenizer
 from lamoid.recipes.prepare import PreparedText, measure, prepare
 from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, model_config
-from lamoid.tokenizers.load import load_tokenizer
 
 S = TypeVar("S", bound=PretrainSettings)
 LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
@@ -23,7 +23,7 @@ def choose(recipe: S, notify: Callable[[str], object]) -> tuple[S, PreparedText,
     size = choose_size(n_bytes)
     text = prepare(
         sources,
-        tokenizer=load_tokenizer(recipe.tokenizer) if recipe.tokenizer else None,
+        tokenizer=load_named_tokenizer(recipe.tokenizer) if recipe.tokenizer else None,
         vocab_size=recipe.vocab_size or size.vocab_size,
         heldout_share=recipe.heldout_share,
         seed=recipe.seed,

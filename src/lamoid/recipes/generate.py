@@ -7,23 +7,16 @@ from dataclasses import asdict, dataclass
 
 from lamoid.errors import UsageError
 from lamoid.recipes.recipe import option
+from lamoid.recipes.settings import GenerationSettings
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(GenerationSettings):
     """Continue a prompt, printing the text as it comes."""
 
-    model: str = option("", "a model directory", positional=True)
+    model: str = option("", "a model directory, a .gguf file, or the name of a fetched model", positional=True)
     prompt: str = option("", "the text to continue; - reads it from standard input", positional=True)
     max_new_tokens: int = option(128, "at most this many tokens")
-    temperature: float = option(0.8, "0 takes the most likely token; higher is more varied")
-    top_k: int = option(0, "keep the k most likely tokens; 0 is off")
-    top_p: float = option(0.95, "keep the fewest most likely tokens that reach this probability; 1 is off")
-    min_p: float = option(0.0, "keep tokens at least this share as likely as the most likely one; 0 is off")
-    repetition_penalty: float = option(1.0, "above 1 makes tokens that occurred less likely; 1 is off")
-    stop: list[str] = option([], "end before any of these strings")
-    seed: int = option(0, "the same seed gives the same text")
-    threads: int | None = option(None, "cores to compute on (default: all)")
     json: bool = option(False, "print one JSON object: text, ids, log_probabilities, finish_reason, …")
 
 
@@ -31,17 +24,15 @@ def run(recipe: Recipe) -> int:
     """Load, stream, and say how fast it was on standard error."""
     from lamoid.inference.decoder import TorchDecoder
     from lamoid.inference.generate import stream
-    from lamoid.inference.sampling import Sampling
     from lamoid.recipes.load import load_with_tokenizer
 
     if not recipe.model:
         raise UsageError('a model and a prompt are needed, such as: lamoid generate runs/mine "Once upon"')
     r = recipe
-    sampling = Sampling(r.repetition_penalty, r.temperature, r.top_k, r.top_p, r.min_p)
+    settings = dict(sampling=r.sampling(), max_new_tokens=r.max_new_tokens, stop=r.stop, seed=r.seed)
     prompt = sys.stdin.read() if r.prompt == "-" else r.prompt
     model, tokenizer = load_with_tokenizer(r.model, r.threads)
     began, done = time.perf_counter(), None
-    settings = dict(sampling=sampling, max_new_tokens=r.max_new_tokens, stop=r.stop, seed=r.seed)
     chunks = stream(TorchDecoder(model), tokenizer, [prompt], **settings)  # type: ignore[arg-type]
     if not r.json:
         print(prompt, end="", flush=True)

@@ -1,10 +1,11 @@
-"""`lamoid.load`: a model directory -> (model, tokenizer)."""
+"""`lamoid.load`: a model directory, a GGUF file or the name of a fetched model -> (model, tokenizer)."""
 
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamoid.errors import DataError, UsageError
+from lamoid.recipes.catalogue import is_name, known_names, models_path
 from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
 from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
 
@@ -15,27 +16,55 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[Llama, Tokenizer | None]":
-    """Load the model of a Hugging Face directory, and its tokenizer, or None where it has none.
+    """Load the model of a Hugging Face directory, a GGUF file or a fetched model, and its tokenizer, or None where it has none.
 
-    `dtype` None keeps what the files have. Raises CheckpointError or DataError naming the file or field that is wrong.
+    `dtype` None keeps what the files have; quantized weights become float32. Raises CheckpointError or DataError
+    naming the file or field that is wrong.
     """
+    if is_gguf(path):
+        from lamoid.checkpoints.gguf_llama import read_gguf_model
+
+        return read_gguf_model(Path(path).expanduser(), dtype=dtype)
     from lamoid.checkpoints.hf import read_model
 
     directory = model_directory(path)
     return read_model(directory, dtype=dtype), find_tokenizer(directory)
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether a model argument names a GGUF file."""
+    return Path(path).suffix.lower() == ".gguf"
+
+
+def resolve(path: str | Path) -> Path:
+    """The directory or GGUF file that a model argument names, by its path or, where there is none, by its name."""
+    found = Path(path).expanduser()
+    if found.is_dir() or is_gguf(found):
+        return found
+    if is_name(str(path)):
+        return models_path(str(path))
+    raise DataError(
+        f"{path} is no model: there is no such directory, it is no .gguf file, and lamoid get fetches {known_names()}"
+    )
+
+
 def model_directory(path: str | Path) -> Path:
     """The directory that a model argument names."""
-    directory = Path(path).expanduser()
+    directory = resolve(path)
     if not directory.is_dir():
-        raise DataError(f"{path} is no model: there is no such directory")
+        raise DataError(f"{path} is a file; give a model directory")
     return directory
 
 
 def find_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a model directory, None where it has none."""
     return load_tokenizer(directory) if has_tokenizer(directory) else None
+
+
+def load_named_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer that an argument names: a directory, a file of its own, or a fetched model."""
+    is_path = Path(path).exists() or not is_name(path)
+    return load_tokenizer(path if is_path else models_path(path))
 
 
 def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":

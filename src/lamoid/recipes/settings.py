@@ -1,8 +1,44 @@
-"""The settings that every training verb has, and those of pretraining."""
+"""The settings that several verbs have: generation, chat, training, pretraining."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lamoid.recipes.recipe import option
+
+if TYPE_CHECKING:
+    from lamoid.inference.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How text is generated."""
+
+    temperature: float = option(0.8, "0 takes the most likely token; higher is more varied")
+    top_k: int = option(0, "keep the k most likely tokens; 0 is off")
+    top_p: float = option(0.95, "keep the fewest most likely tokens that reach this probability; 1 is off")
+    min_p: float = option(0.0, "keep tokens at least this share as likely as the most likely one; 0 is off")
+    repetition_penalty: float = option(1.0, "above 1 makes tokens that occurred less likely; 1 is off")
+    stop: list[str] = option([], "end before any of these strings")
+    seed: int = option(0, "the same seed gives the same text")
+    threads: int | None = option(None, "cores to compute on (default: all)")
+
+    def sampling(self) -> "Sampling":
+        """The rules of sampling. Raises UsageError for a value out of range."""
+        from lamoid.inference.sampling import Sampling
+
+        return Sampling(self.repetition_penalty, self.temperature, self.top_k, self.top_p, self.min_p)
+
+
+@dataclass(frozen=True)
+class ChatSettings(GenerationSettings):
+    """The settings of a conversation."""
+
+    model: str = option("", "a model directory, a .gguf file, or the name of a fetched model", positional=True)
+    system: str = option("", "what the model is told before all else")
+    template: str = option("", "llama-2, llama-3, or a .jinja file (default: the template that the model carries)")
+    max_new_tokens: int | None = option(
+        None, "at most this many tokens in an answer (default: 512, or ¼ of the context)"
+    )
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ class Recipe:
 
 def run(recipe: Recipe) -> int:
     """Print every word of the text with its merges; the ids at the end are the tokenizer's own."""
+    from lamoid.recipes.load import load_named_tokenizer
     from lamoid.tokenizers.bpe import merge_steps, readable
-    from lamoid.tokenizers.load import load_tokenizer
 
     if not recipe.tokenizer or not recipe.text:
         raise UsageError('a tokenizer and a text are needed, such as: lamoid tokenizer show my-tokenizer "low lower"')
-    tokenizer = load_tokenizer(recipe.tokenizer)
+    tokenizer = load_named_tokenizer(recipe.tokenizer)
     ids = tokenizer.encode(recipe.text, add_special_tokens=False)
     words = list(merge_steps(tokenizer, recipe.text))
     symbols = [s for start, merges in words for s in (merges[-1].symbols if merges else start)]

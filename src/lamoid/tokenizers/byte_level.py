@@ -37,7 +37,7 @@ class Split:
 
 
 _LLAMA_3 = WORDS.format(digits=DIGITS_IN_THREES)
-_GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -51,11 +51,11 @@ SPLITS = {
     "smaug-bpe": Split((_LLAMA_3,)),
     "qwen2": Split((WORDS.format(digits=DIGITS_ALONE),)),
     "deepseek-r1-qwen": Split((WORDS.format(digits=DIGITS_ALONE),)),
-    "smollm": Split((DIGITS_ALONE, _GPT_2)),  # SmolLM 1 and 2
-    "starcoder": Split((DIGITS_ALONE, _GPT_2)),
-    "gpt-2": Split((_GPT_2,)),
+    "smollm": Split((DIGITS_ALONE, GPT_2)),  # SmolLM 1 and 2
+    "starcoder": Split((DIGITS_ALONE, GPT_2)),
+    "gpt-2": Split((GPT_2,)),
     "tekken": Split((_TEKKEN,), whole_words=True, add_bos=True),  # Mistral Nemo
-    "default": Split((r"[\p{P}\$\+<=>\^~\|]+", _GPT_2, r"\p{N}+", r"[0-9][0-9][0-9]")),  # files older than the names
+    "default": Split((r"[\p{P}\$\+<=>\^~\|]+", GPT_2, r"\p{N}+", r"[0-9][0-9][0-9]")),  # files older than the names
 }
 
 

@@ -1,0 +1,149 @@
+"""Hugging Face directories of any size, read and written in blocks of rows (`hf.py` does it with the model in memory).
+
+A safetensors file is the length of a JSON header (u64), the header, and the tensors' bytes in its order; with the header
+written first, blocks are appended. Source: safetensors, README, section "Format".
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lamoid.checkpoints.hf import INDEX_FILE, WEIGHTS_FILE, read_config, weight_files, write_description
+from lamoid.checkpoints.name_maps import llama_to_hf
+from lamoid.checkpoints.source import DTYPES, Rows, Source, check_tensors, to_dtype
+from lamoid.errors import CheckpointError
+from lamoid.tokenizers.load import load_tokenizer
+from lamoid.tokenizers.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG_FILE
+from lamoid.tokenizers.tokenizer import TOKENIZER_FILE
+from lamoid.tokenizers.vocabulary import NATIVE_FILE
+
+CHAT_TEMPLATE_FILE, GENERATION_FILE = "chat_template.jinja", "generation_config.json"
+MAX_SHARD_BYTES = 5 * 10**9
+
+
+def open_hf(directory: Path) -> Source:
+    """A model directory as a Source; of the weights only the headers are read yet.
+
+    Raises CheckpointError or DataError naming the file, field or tensor that is wrong.
+    """
+    config = read_config(directory)
+    files: dict[str, Path] = {}
+    found: dict[str, tuple[int, ...]] = {}
+    kinds: dict[str, str] = {}
+    for file in weight_files(directory):
+        for name, shape, kind in _headers(file):
+            if not name.endswith("rotary_emb.inv_freq") and not (config.tied_embeddings and name == "lm_head.weight"):
+                files[name], found[name], kinds[name] = file, shape, kind
+    check_tensors(directory, config, llama_to_hf, found)
+    odd = [f"{name} is {kind}" for name, kind in kinds.items() if kind not in DTYPES]
+    if odd:
+        raise CheckpointError(f"{directory}: {'; '.join(odd[:20])}; allowed are {', '.join(DTYPES)}")
+
+    def read(name: str, rows: Rows) -> Tensor:
+        name = llama_to_hf(name)
+        with safe_open(files[name], framework="pt") as opened:
+            return opened.get_tensor(name)[torch.from_numpy(rows)]  # mapped, so that other rows are not read
+
+    formats = {name: kinds[llama_to_hf(name)] for name in Source(directory, config, {}, read).shapes}
+    has_tokenizer = any((directory / name).is_file() for name in (TOKENIZER_FILE, NATIVE_FILE))
+    tokenizer = load_tokenizer(directory) if has_tokenizer else None
+    return Source(directory, config, formats, read, tokenizer, read_chat_template(directory), _end_ids(directory))
+
+
+def read_chat_template(directory: Path) -> str | None:
+    """The chat template of a model directory, from its file or from the tokenizer's configuration; None without."""
+    file = directory / CHAT_TEMPLATE_FILE
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = _read_json(directory / TOKENIZER_CONFIG_FILE).get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next(
+            (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
+        )
+    return template if isinstance(template, str) else None
+
+
+def write_hf(directory: Path, source: Source, dtype: str, on_weights: Callable[[int], object]) -> None:
+    """Write a model directory, into a folder that the caller makes final, with all weights in one dtype of DTYPES.
+
+    Weights beyond MAX_SHARD_BYTES go into several files with an index. `on_weights` hears how many were written.
+    """
+    torch_name = str(DTYPES[dtype]).removeprefix("torch.")
+    write_description(directory, source.config, torch_name, source.tokenizer)
+    if source.chat_template is not None:
+        (directory / CHAT_TEMPLATE_FILE).write_text(source.chat_template, encoding="utf-8")
+    if source.end_ids:
+        _add_end_ids(directory / GENERATION_FILE, source.end_ids)
+    sizes = {name: math.prod(shape) * DTYPES[dtype].itemsize for name, shape in source.shapes.items()}
+    shards = _shards(sizes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        _write_safetensors(directory / file, source, names, dtype, on_weights)
+        weight_map |= {llama_to_hf(name): file for name in names}
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_safetensors(
+    file: Path, source: Source, names: list[str], dtype: str, on_weights: Callable[[int], object]
+) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in names:
+        n_bytes = math.prod(source.shapes[name]) * DTYPES[dtype].itemsize
+        header[llama_to_hf(name)] = {"dtype": dtype, "shape": source.shapes[name], "data_offsets": [at, at + n_bytes]}
+        at += n_bytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            for _, block in source.blocks(name):
+                opened.write(to_dtype(block, dtype, name).contiguous().view(torch.uint8).numpy().data)
+                on_weights(block.numel())
+
+
+def _shards(sizes: dict[str, int]) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if shards[-1] and sum(sizes[n] for n in shards[-1]) + size > MAX_SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(name)
+    return shards
+
+
+def _headers(file: Path) -> list[tuple[str, tuple[int, ...], str]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            return [(name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _end_ids(directory: Path) -> tuple[int, ...]:
+    ids = _read_json(directory / GENERATION_FILE).get("eos_token_id")
+    return tuple(i for i in ids if type(i) is int) if isinstance(ids, list) else ()
+
+
+def _add_end_ids(file: Path, end_ids: tuple[int, ...]) -> None:
+    settings = _read_json(file)
+    first = [settings["eos_token_id"]] if "eos_token_id" in settings else []
+    settings["eos_token_id"] = list(dict.fromkeys([*first, *end_ids]))
+    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    return raw if isinstance(raw, dict) else {}
