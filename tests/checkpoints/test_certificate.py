@@ -43,7 +43,7 @@ def test_the_layers_are_those_of_the_model(model_directory, tmp_path: Path) -> N
     got = compare_layers(source, source, ids)
     logits = load(source)(torch.tensor([ids]))[0]
     expected = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]))
-    assert got["loss"]["source"] == got["loss"]["result"] == pytest.approx(float(expected), rel=1e-5)
+    assert got["loss"]["source"] == got["loss"]["result"] == pytest.approx(expected.item(), rel=1e-5)
     assert got["layers"] == {name: [0, 0] for name in ("embedding", "layer 0", "layer 1", "logits")}
     assert got["positions"][1] > 8192 and got["same_most_likely_token"] == 1
 

@@ -148,9 +148,8 @@ def test_real_params_of_llama_3_2(tmp_path: Path) -> None:
     with torch.device("meta"):
         shard = {"tok_embeddings.weight": torch.empty(128256, 2048)} | {f"x{i}": torch.empty(0) for i in range(16)}
     assert config_from_meta(params, [shard], {}) == PRESETS["llama-3.2-1b"]
-    assert config_from_meta(
-        params | {"dim": 1024}, [{**shard, "tok_embeddings.weight": torch.empty(9, 1024)}], {}
-    ).rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
+    other = {**shard, "tok_embeddings.weight": torch.empty(9, 1024)}
+    assert config_from_meta(params | {"dim": 1024}, [other], {}).rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
 
 
 class Bomb:
