@@ -179,7 +179,7 @@ def test_memory_does_not_grow_with_the_model(model_directory, tmp_path: Path) ->
     )
     sources = [str(model_directory(SHAPES["grouped"], name="small")), str(large)]
     done = subprocess.run([sys.executable, "-c", program, *sources], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 250e6, f"{int(done.stdout):,} bytes"
+    assert int(done.stdout) < 300e6, f"{int(done.stdout):,} bytes"
 
 
 def assert_equal_directories(first: Path, second: Path, config: LlamaConfig) -> None:
