@@ -154,8 +154,6 @@ class _Product:
         n_rows, pieces = len(x), self._pieces
         if pieces is None or n_rows > MOST_ROWS:
             return torch.cat([linear(x) for linear in self._linears], dim=-1)
-        if n_rows == 1:
-            product = torch.bmm(pieces, x.view(1, -1, 1).expand(len(pieces), -1, -1)).view(1, -1)
-        else:
-            product = torch.bmm(pieces, x.T.expand(len(pieces), -1, -1)).view(self._n_out, n_rows).T
+        product = torch.bmm(pieces, x.T.expand(len(pieces), -1, -1))
+        product = product.view(1, -1) if n_rows == 1 else product.view(self._n_out, n_rows).T
         return product if self._bias is None else product + self._bias
