@@ -96,6 +96,30 @@ def test_a_tokenizer_of_ones_own(make_run, corpus, tmp_path, capsys):
     assert lamoid.load_tokenizer(run.out).fingerprint() == lamoid.load_tokenizer(folder).fingerprint()
 
 
+def test_training_goes_on_with_a_model(finished, make_run, tmp_path):
+    """--init: the same tokenizer, another text; what it gained and lost is said, and is what `lamoid eval` finds."""
+    news = tmp_path / "news.txt"
+    paragraphs = [f"ngày {i} trời mưa to ở Huế, {i * 7} mm; 비가 왔다 {i * i}" + " mưa rơi mãi" * 9 for i in range(150)]
+    news.write_text("\n\n".join(paragraphs), encoding="utf-8")
+    run = make_run("on", data=news, init=finished.out, **{"old-text": finished.flags["data"], "max-steps": 60})
+    del run.flags["vocab-size"]
+    assert run.finish() == 0, run.messages()
+    assert lamoid.load_tokenizer(run.out).fingerprint() == lamoid.load_tokenizer(finished.out).fingerprint()
+    found = re.findall(r"(new|old) text +([\d.]+) -> ([\d.]+)", run.messages())
+    moved = {name: (float(before), float(after)) for name, before, after in found}
+    assert moved["new"][1] < 0.8 * moved["new"][0]
+    first = next(r["loss"] for r in run.records() if "loss" in r)
+    model, _ = lamoid.load(finished.out)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in lamoid.load(run.out)[0].parameters())
+    assert first < 1.3 * math.log(300), "it began from the weights of --init"
+
+
+def test_init_brings_its_own_shape(make_run, finished):
+    run = make_run("both", init=finished.out, model="llama-3.2-1b")
+    assert run.finish() == 2
+    assert "leave out --model and --tokenizer" in run.messages()
+
+
 def test_a_published_shape_can_be_named(make_run):
     run = make_run("named", model="llama-9-9b")
     assert run.finish() == 2

@@ -12,18 +12,26 @@ from lamoid.recipes.load import load_named_tokenizer
 from lamoid.recipes.prepare import PreparedText, measure, prepare
 from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, model_config
+from lamoid.tokenizers.tokenizer import Tokenizer
 
 S = TypeVar("S", bound=PretrainSettings)
 LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
+CONTINUED_LEARNING_RATE, CONTINUED_CONTEXT = 1e-4, 256
+"""Where a model is trained on: a third of Llama 2's highest rate, so that it forgets little, and rows that fit a CPU."""
 
 
-def choose(recipe: S, notify: Callable[[str], object]) -> tuple[S, PreparedText, LlamaConfig]:
-    """Prepare the text and fill in every setting that is None."""
+def choose(
+    recipe: S, initial: tuple[Llama | None, Tokenizer | None], notify: Callable[[str], object]
+) -> tuple[S, PreparedText, LlamaConfig]:
+    """Prepare the text and fill in every setting that is None. `initial` is the model to go on with, if any."""
+    model, tokenizer = initial
+    if recipe.tokenizer:
+        tokenizer = load_named_tokenizer(recipe.tokenizer)
     sources, n_bytes = measure(recipe.data)
     size = choose_size(n_bytes)
     text = prepare(
         sources,
-        tokenizer=load_named_tokenizer(recipe.tokenizer) if recipe.tokenizer else None,
+        tokenizer=tokenizer,
         vocab_size=recipe.vocab_size or size.vocab_size,
         heldout_share=recipe.heldout_share,
         seed=recipe.seed,
@@ -31,7 +39,11 @@ def choose(recipe: S, notify: Callable[[str], object]) -> tuple[S, PreparedText,
     )
     context, batch_rows = recipe.context or size.context, recipe.batch_rows or size.batch_rows
     vocab_size = text.tokenizer.vocab_size
-    if recipe.model == "auto":
+    rate = recipe.learning_rate or size.learning_rate
+    if model is not None:
+        config, context = model.config, recipe.context or min(CONTINUED_CONTEXT, model.config.max_seq_len)
+        rate = recipe.learning_rate or CONTINUED_LEARNING_RATE
+    elif recipe.model == "auto":
         config = model_config(size, vocab_size, context)
     elif recipe.model in PRESETS:
         config = replace(PRESETS[recipe.model], vocab_size=vocab_size, max_seq_len=context)
@@ -52,13 +64,14 @@ def choose(recipe: S, notify: Callable[[str], object]) -> tuple[S, PreparedText,
         batch_rows=batch_rows,
         max_steps=steps,
         warmup_steps=warmup,
-        learning_rate=recipe.learning_rate or size.learning_rate,
-        eval_every=recipe.eval_every or max(steps // 10, 1),
+        learning_rate=rate,
+        eval_every=recipe.eval_every or max(steps // (10 if model is None else 3), 1),
         sample_every=max(steps // 10, 1) if recipe.sample_every is None else recipe.sample_every,
     )
+    origin = f"from {recipe.init}" if model is not None else f"the table's size for text of {n_bytes / 1e6:.1f} MB"
     notify(
         f"model: {n_parameters / 1e6:.1f} M parameters ({config.n_layers} layers of width {config.d_model}, "
-        f"vocabulary {vocab_size:,}), the table's size for text of {n_bytes / 1e6:.1f} MB"
+        f"vocabulary {vocab_size:,}), {origin}"
     )
     notify(
         f"schedule: {steps:,} steps of {per_step:,} tokens, {steps * per_step / len(text.tokens):.1f} epochs of "

@@ -7,9 +7,9 @@ from lamoid.errors import UsageError
 from lamoid.recipes.recipe import load, say
 from lamoid.recipes.settings import PretrainSettings
 
-EVAL_BYTES = 100_000
+EVAL_BYTES = 50_000
 _ELSEWHERE = {"out", "data", "tokenizer", "threads", "device", "resume", "force"}
-_REPORTING = {"eval_every", "sample_every", "prompt", "patience", "keep", "tensorboard"}
+_REPORTING = {"old_text", "eval_every", "sample_every", "prompt", "patience", "keep", "tensorboard"}
 MAY_CHANGE = _ELSEWHERE | _REPORTING
 """Settings that may differ when a run goes on; the data and the tokenizer are compared by their content."""
 
@@ -29,6 +29,7 @@ def run(recipe: Recipe) -> int:
     from lamoid.models.llama import Llama
     from lamoid.recipes.choose import choose
     from lamoid.recipes.complete import sample
+    from lamoid.recipes.continued import begin, compare
     from lamoid.recipes.fit import fit
     from lamoid.recipes.load import check_device, set_threads
     from lamoid.training.objectives import next_token
@@ -37,9 +38,12 @@ def run(recipe: Recipe) -> int:
         raise UsageError("--data and --out are needed, such as: lamoid pretrain --data my_folder/ --out runs/mine")
     set_threads(recipe.threads)
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
-        chosen, text, config = choose(_with_earlier(recipe, directory.path), say)
+        given = _with_earlier(recipe, directory.path)
+        initial = begin(given)
+        chosen, text, config = choose(given, initial, say)
         assert chosen.context and chosen.batch_rows
-        model = Llama(config, gradient_checkpointing=chosen.gradient_checkpointing).initialise(chosen.seed)
+        model = initial[0] or Llama(config).initialise(chosen.seed)
+        model.gradient_checkpointing = chosen.gradient_checkpointing
         model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))
         documents, n_bytes = text.heldout_documents(EVAL_BYTES)
         settings = {name: value for name, value in asdict(chosen).items() if name not in MAY_CHANGE}
@@ -50,10 +54,12 @@ def run(recipe: Recipe) -> int:
             text.tokenizer,
             PackedRows(text.tokens, chosen.context, chosen.batch_rows, chosen.seed),
             next_token,
-            evaluate=lambda stop: score(model, documents, n_bytes, context=config.max_seq_len, should_stop=stop),
+            evaluate=lambda stop: score(model, documents, n_bytes, context=chosen.context or 1, should_stop=stop),
             sample=lambda: sample(model, text.tokenizer, chosen.prompt),
             identity={"data": text.key, "tokenizer": text.tokenizer.fingerprint(), **settings},
         )
+    if chosen.init and directory.steps()[-1:] == [chosen.max_steps]:
+        compare(chosen, text)
     if code == 0:
         say(f"the best model is in {recipe.out}; try: lamoid generate {recipe.out} 'The '")
     return code

@@ -58,7 +58,9 @@ class TrainingSettings:
     weight_decay: float = option(0.1, "weight decay of matrices; norms and biases have none")
     adam_eps: float = option(1e-5, "Adam's epsilon")
     clip_norm: float = option(1.0, "largest norm of the gradient")
-    eval_every: int | None = option(None, "steps between evaluations, each with a checkpoint (default: 10 in a run)")
+    eval_every: int | None = option(
+        None, "steps between evaluations, each with a checkpoint (default: 10 in a run, 3 with --init)"
+    )
     sample_every: int | None = option(None, "steps between printed samples (default: 10 in a run; 0 prints none)")
     patience: int = option(0, "stop after this many evaluations without a better one; 0 never does")
     keep: int = option(2, "checkpoints kept beside the best model, at least 2")
@@ -77,6 +79,8 @@ class PretrainSettings(TrainingSettings):
     data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
     out: str = option("", "directory of the run; the same command goes on where it stopped")
     model: str = option("auto", "auto, or a published size such as llama-3.2-1b")
+    init: str = option("", "go on with this model instead of a new one: a directory, a GGUF file or a fetched model")
+    old_text: str = option("python-docs", "text of the domain that --init knows, to see what it forgets")
     tokenizer: str = option("", "directory of a tokenizer (default: train a byte-level BPE on the text)")
     vocab_size: int | None = option(None, "ids of the tokenizer that is trained")
     heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
