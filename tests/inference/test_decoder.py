@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lamoid.inference.decoder import TorchDecoder, _multiply
+from lamoid.inference.decoder import TorchDecoder, _Product
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.nn.positions import DynamicNTKScaling, Llama3Scaling, RopeScaling, YarnScaling
 
@@ -176,20 +176,22 @@ def test_a_bf16_model_is_as_near_to_fp32_as_its_full_forward(name: str, threads:
 @pytest.mark.parametrize("n_out", [1, 30, 31])
 @pytest.mark.parametrize("n_rows", [1, 3, 8, 9])
 @pytest.mark.parametrize("bias", [False, True])
-def test_multiply_is_a_linear_layer(threads: int, n_out: int, n_rows: int, bias: bool, set_threads: SetThreads) -> None:
+def test_a_product_is_a_linear_layer(
+    threads: int, n_out: int, n_rows: int, bias: bool, set_threads: SetThreads
+) -> None:
     set_threads(threads)
     linear, x = nn.Linear(13, n_out, bias=bias), torch.randn(n_rows, 13)
-    torch.testing.assert_close(_multiply(x, linear), linear(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(_Product(linear)(x), linear(x), rtol=1e-5, atol=1e-6)
 
 
-def test_multiply_leaves_other_kinds_of_layer_to_themselves(set_threads: SetThreads) -> None:
+def test_a_product_leaves_other_kinds_of_layer_to_themselves(set_threads: SetThreads) -> None:
     class Doubled(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
 
     set_threads(2)
     linear, x = Doubled(13, 30), torch.randn(1, 13)
-    torch.testing.assert_close(_multiply(x, linear), linear(x))
+    torch.testing.assert_close(_Product(linear)(x), linear(x))
 
 
 def test_it_leaves_no_gradients_and_sets_evaluation_mode() -> None:

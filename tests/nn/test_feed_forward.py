@@ -41,3 +41,9 @@ def test_equals_transformers(bias: bool) -> None:
 @pytest.mark.parametrize(("bias", "n_parameters"), [(False, 3 * 13 * 29), (True, 3 * 13 * 29 + 29 + 29 + 13)])
 def test_number_of_parameters(bias: bool, n_parameters: int) -> None:
     assert sum(p.numel() for p in SwiGLU(13, 29, bias=bias).parameters()) == n_parameters
+
+
+def test_gradcheck():
+    network = SwiGLU(3, 4).double()
+    x = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *_: network(x), (x, *network.parameters()))

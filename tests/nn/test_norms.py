@@ -68,3 +68,12 @@ def test_gradients_equal_those_of_pytorch() -> None:
 
 def test_shows_its_size_and_epsilon() -> None:
     assert repr(RMSNorm(9, 1e-6)) == "RMSNorm(9, eps=1e-06)"
+
+
+def test_gradcheck():
+    x = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+    norm = RMSNorm(5, eps=0.1).double()
+    norm.weight.data.normal_()
+    assert torch.autograd.gradcheck(
+        lambda x, gain: torch.func.functional_call(norm, {"weight": gain}, x), (x, norm.weight)
+    )

@@ -4,6 +4,7 @@ What the metadata say and our Llama cannot be is refused by name. Source: ggml, 
 the `llama` architecture, whose Q and K have the pairs of RoPE interleaved.
 """
 
+import math
 import mmap
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from lamoid.tokenizers.tokenizer import Tokenizer
 ROPE_FACTORS = "rope_freqs.weight"
 CHAT_TEMPLATE = "tokenizer.chat_template"
 LLAMA3_SCALING = "lamoid.rope.llama3"  # our own key: factor, low_freq_factor, high_freq_factor, original_max_seq_len
+ATTENTION_FACTOR = "lamoid.rope.attention_factor"  # our own key: that of YaRN, as float64
 MAX_FACTORS_ERROR = 1e-5
 
 _FIELDS = {
@@ -228,7 +230,11 @@ class _Metadata:
             self.number("rope.scaling.yarn_beta_slow", 1.0),
         )
         magnitude = yarn.stretch(head_dim, base, 0)[1]  # llama.cpp multiplies, transformers replaces
-        return yarn if temperature == 1 else replace(yarn, attention_factor=temperature * magnitude)
+        if temperature == 1:
+            return yarn
+        own: Any = self.metadata.get(ATTENTION_FACTOR)
+        is_ours = isinstance(own, float) and math.isclose(own, temperature * magnitude, rel_tol=MAX_FACTORS_ERROR)
+        return replace(yarn, attention_factor=own if is_ours else temperature * magnitude)
 
     def llama3_scaling(self, head_dim: int, base: float) -> RopeScaling | None:
         """The scaling whose factors, one for each pair, the file holds; the factors alone do not name its parameters."""

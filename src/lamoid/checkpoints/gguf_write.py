@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamoid.checkpoints.gguf import DEFAULT_ALIGNMENT_BYTES
-from lamoid.checkpoints.gguf_llama import CHAT_TEMPLATE, LLAMA3_SCALING, ROPE_FACTORS, rope_factors
+from lamoid.checkpoints.gguf_llama import ATTENTION_FACTOR, CHAT_TEMPLATE, LLAMA3_SCALING, ROPE_FACTORS, rope_factors
 from lamoid.checkpoints.name_maps import llama_to_gguf
 from lamoid.checkpoints.quants import FORMATS
 from lamoid.checkpoints.source import DTYPES, Source, check_range, is_rotated, row_blocks, split_rows
@@ -114,6 +114,8 @@ def metadata(source: Source, dtype: str) -> dict[str, Any]:
     if isinstance(c.rope_scaling, Llama3Scaling):
         s = c.rope_scaling
         keys[LLAMA3_SCALING] = [s.factor, s.low_freq_factor, s.high_freq_factor, float(s.original_max_seq_len)]
+    if "llama.rope.scaling.attn_factor" in keys and isinstance(c.rope_scaling, YarnScaling):
+        keys[ATTENTION_FACTOR] = np.float64(c.rope_scaling.stretch(c.head_dim, c.rope_base, 0)[1])
     if source.tokenizer is not None:
         keys |= tokenizer_to_gguf(source.tokenizer, c.vocab_size)
         others = [i for i in source.end_ids if i != source.tokenizer.special_id("eos")]
@@ -164,6 +166,8 @@ def _add(writer: Any, types: Any, key: str, value: Any) -> None:
         writer.add_string(key, value)
     elif isinstance(value, list):
         writer.add_array(key, value)
+    elif isinstance(value, np.float64):
+        writer.add_float64(key, float(value))
     else:
         kind = types.BOOL if isinstance(value, bool) else types.UINT32 if isinstance(value, int) else types.FLOAT32
         writer.add_key_value(key, value, kind)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -46,9 +47,12 @@ def open_hf(directory: Path) -> Source:
         raise CheckpointError(f"{directory}: {'; '.join(odd[:20])}; allowed are {', '.join(DTYPES)}")
 
     def read(name: str, rows: Rows) -> Tensor:
-        name = llama_to_hf(name)
+        name, low, high = llama_to_hf(name), int(rows.min()), int(rows.max()) + 1
         with safe_open(files[name], framework="pt") as opened:
-            return opened.get_tensor(name)[torch.from_numpy(rows)]  # mapped, so that other rows are not read
+            if high - low > 2 * len(rows):  # scattered: the tensor is mapped, and other rows are not read
+                return opened.get_tensor(name)[torch.from_numpy(rows)]
+            block = opened.get_slice(name)[low:high]
+        return block if (np.diff(rows) == 1).all() else block[torch.from_numpy(rows - low)]
 
     formats = {name: kinds[llama_to_hf(name)] for name in Source(directory, config, {}, read).shapes}
     has_tokenizer = any((directory / name).is_file() for name in (TOKENIZER_FILE, NATIVE_FILE))

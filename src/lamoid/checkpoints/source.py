@@ -19,7 +19,7 @@ from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 Rows = NDArray[np.int64]
-BLOCK_WEIGHTS = 2**22
+BLOCK_WEIGHTS = 2**21
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """The formats whose weights are plain numbers, by their names in GGUF and safetensors."""

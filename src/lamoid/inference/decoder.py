@@ -1,7 +1,7 @@
 """A Llama in torch, one token at a time: prompts in, logits out as numpy arrays.
 
 A decoding step of one sequence is a walk through all weights, and memory is its limit. What costs more than reading is
-left out: modules, transposes, and a matrix-vector product that runs on one core (see `_multiply`).
+left out: modules, transposes, separate products of one input, and products that run on one core (see `_Product`).
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from lamoid.models.llama import Block, Llama
 from lamoid.nn.attention import attend_fused
 from lamoid.nn.kv_cache import KVCache
-from lamoid.nn.norms import RMSNorm
 from lamoid.nn.positions import rotate
 
 MOST_ROWS = 8
@@ -37,6 +36,8 @@ class TorchDecoder:
         self._cache = KVCache(model.config.n_layers)
         self._mask: Tensor | None = None
         self._lengths: list[int] = []
+        self._blocks = [_BlockStep(block) for block in model.layers]  # type: ignore[arg-type]
+        self._lm_head = _Product(model.lm_head)
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Float[np.ndarray, "B V"]:
@@ -98,45 +99,61 @@ class TorchDecoder:
         rope = model.rope(positions)
         mask = None if self._mask is None else self._mask.bool()[:, None, None, :]
         x = model.embedding.weight[ids]
-        for layer, block in enumerate(model.layers):
-            x = _block_step(x, block, rope, mask, cache, layer)  # type: ignore[arg-type]
+        for layer, block in enumerate(self._blocks):
+            x = block(x, rope, mask, cache, layer)
         cache.length += 1
-        return _multiply(_normalise(x, model.norm), model.lm_head)
+        return self._lm_head(model.norm.forward(x))
 
 
-def _block_step(
-    x: Float[Tensor, "B D"],
-    block: Block,
-    rope: tuple[Tensor, Tensor],
-    mask: Tensor | None,
-    cache: KVCache,
-    layer: int,
-) -> Float[Tensor, "B D"]:
+class _BlockStep:
     """`Block.forward` for one new position of each sequence."""
-    attention, feed_forward = block.attention, block.feed_forward
-    h = _normalise(x, block.attention_norm)
-    shape = (len(x), -1, 1, attention.head_dim)
-    q, k, v = (_multiply(h, p).view(shape) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-    k, v = cache.append(layer, rotate(k, *rope), v)
-    x = x + _multiply(attend_fused(rotate(q, *rope), k, v, mask).flatten(1), attention.o_proj)
-    h = _normalise(x, block.feed_forward_norm)
-    h = F.silu(_multiply(h, feed_forward.gate_proj)).mul_(_multiply(h, feed_forward.up_proj))
-    return x + _multiply(h, feed_forward.down_proj)
+
+    def __init__(self, block: Block) -> None:
+        attention, feed_forward = block.attention, block.feed_forward
+        self._attention_norm, self._feed_forward_norm = block.attention_norm, block.feed_forward_norm
+        self._head_dim = attention.head_dim
+        self._n_rotated = (attention.q_proj.out_features + attention.k_proj.out_features) // attention.head_dim
+        self._n_heads = attention.q_proj.out_features // attention.head_dim
+        self._qkv = _Product(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._out = _Product(attention.o_proj)
+        self._gate_up = _Product(feed_forward.gate_proj, feed_forward.up_proj)
+        self._down = _Product(feed_forward.down_proj)
+
+    def __call__(
+        self, x: Float[Tensor, "B D"], rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache, layer: int
+    ) -> Float[Tensor, "B D"]:
+        heads = self._qkv(self._attention_norm.forward(x)).reshape(len(x), -1, 1, self._head_dim)
+        rotated = rotate(heads[:, : self._n_rotated], *rope)
+        k, v = cache.append(layer, rotated[:, self._n_heads :], heads[:, self._n_rotated :])
+        x = x + self._out(attend_fused(rotated[:, : self._n_heads], k, v, mask).flatten(1))
+        gate, up = self._gate_up(self._feed_forward_norm.forward(x)).chunk(2, dim=-1)
+        return x + self._down(F.silu(gate).mul_(up))
 
 
-def _normalise(x: Float[Tensor, "B D"], norm: RMSNorm) -> Float[Tensor, "B D"]:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.eps)
-
-
-def _multiply(x: Float[Tensor, "B in"], linear: nn.Linear) -> Float[Tensor, "B out"]:
-    """x Wᵀ + b, with the rows of W dealt out to the cores.
+class _Product:
+    """x Wᵀ + b of one linear layer, or of several that read the same x, with the rows of W dealt out to the cores.
 
     PyTorch hands a matrix-vector product to one core, and one core cannot draw what memory gives. A batched product of
     as many pieces as there are cores keeps all of them reading: measured 50 instead of 20 GB/s on two Zen 5 cores.
+    Several layers are joined in a copy of their weights. Layers of another kind are called as they are.
     """
-    n_pieces = torch.get_num_threads()
-    if len(x) > MOST_ROWS or len(linear.weight) % n_pieces or type(linear) is not nn.Linear:
-        return linear(x)
-    pieces = linear.weight.view(n_pieces, -1, x.shape[1])
-    product = torch.bmm(pieces, x.T.expand(n_pieces, -1, -1)).flatten(0, 1).T
-    return product if linear.bias is None else product + linear.bias
+
+    def __init__(self, *linears: nn.Linear) -> None:
+        self._linears, n_pieces = linears, torch.get_num_threads()
+        self._n_out = sum(linear.out_features for linear in linears)
+        self._pieces: Tensor | None = None
+        if self._n_out % n_pieces or any(type(linear) is not nn.Linear for linear in linears):
+            return
+        weights = [linear.weight.detach() for linear in linears]
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
+        joined = torch.cat(weights) if len(weights) > 1 else weights[0]
+        self._pieces = joined.view(n_pieces, -1, joined.shape[1])
+
+    def __call__(self, x: Float[Tensor, "B in"]) -> Float[Tensor, "B out"]:
+        n_rows, pieces = len(x), self._pieces
+        if pieces is None or n_rows > MOST_ROWS:
+            return torch.cat([linear(x) for linear in self._linears], dim=-1)
+        product = torch.bmm(pieces, x.T.expand(len(pieces), -1, -1))
+        product = product.view(1, -1) if n_rows == 1 else product.view(self._n_out, n_rows).T
+        return product if self._bias is None else product + self._bias

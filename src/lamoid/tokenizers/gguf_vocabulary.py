@@ -37,7 +37,7 @@ PROBE = (
     "👩‍👩‍👧‍👦 🏳️‍🌈 e\u0301 ½ ² \u00a0 <s> </s> <|begin_of_text|> <|im_start|>user [INST] "
 )
 """Text in many scripts, digits, spaces, code, joiners, special tokens spelled out: ids that agree on it agree."""
-_LLAMA_DEFAULTS = {"bos": 1, "eos": 2, "unk": 0}
+_LLAMA_DEFAULTS = {"bos": (1, TokenType.CONTROL), "eos": (2, TokenType.CONTROL), "unk": (0, TokenType.UNKNOWN)}
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer | None:
@@ -76,7 +76,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer | None:
         tokens,
         [float(score) for score in _numbers(metadata, "scores")[: len(tokens)]],
         types,
-        special_ids={role: i for role, i in _LLAMA_DEFAULTS.items() if i < len(tokens)} | special_ids,
+        special_ids={role: i for role, (i, kind) in _LLAMA_DEFAULTS.items() if types[i : i + 1] == [kind]}
+        | special_ids,
         add_bos=add_bos is not False,
         add_eos=add_eos,
         add_dummy_prefix=add_space is not False,
