@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamoid.data.sources import BLOCK_BYTES, Source, find_sources, read_passages
+from lamoid.data.sources import BLOCK_BYTES, Source, find_sources, first_texts, read_passages
 from lamoid.errors import DataError
 from lamoid.tokenizers.bpe import train_bpe
 
@@ -267,6 +267,15 @@ def test_documents_of_one_file_are_cut_apart(tmp_path):
     file = write(tmp_path / "a.jsonl", "".join(json.dumps({"text": t}) + "\n" for t in ("one", "", "two three")))
     passages = [(p.text, p.starts, p.ends) for p in read_passages(find_sources([file])[0], 5)]
     assert passages == [("one", True, True), ("two ", True, False), ("three", False, True)]
+
+
+@pytest.mark.parametrize(("n_files", "expected"), [(1, 64), (3, 63), (64, 64), (100, 64)])
+def test_the_first_texts_come_from_all_sources_alike(tmp_path, n_files, expected):
+    for number in range(n_files):
+        write(tmp_path / f"{number:03}.txt", f"{number:03} " + "x" * 32_768 * (64 // n_files + 1))
+    texts = list(first_texts(find_sources([str(tmp_path)])))
+    assert len(texts) == expected
+    assert sum(text.startswith("0") for text in texts) == min(n_files, 64)
 
 
 def test_the_digest_is_that_of_the_file(tmp_path):

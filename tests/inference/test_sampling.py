@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,6 +135,13 @@ def test_draws_follow_the_probabilities(rules):
     statistic = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
     quantile = freedom * (1 - 2 / (9 * freedom) + 3.0902 * math.sqrt(2 / (9 * freedom))) ** 3
     assert statistic < quantile
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_interval_draw_nothing_impossible(drawn):
+    sampler = Sampler(Sampling(temperature=1.0, top_k=2, top_p=1.0), 0)
+    sampler._random = SimpleNamespace(random=lambda: drawn)
+    assert sampler.choose(np.array([-9, 1, -9, 2, -9], dtype=np.float32), []) == (1 if drawn == 0 else 3)
 
 
 def test_a_seed_decides_the_draws():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lamoid.errors import DataError, UsageError
-from lamoid.tokenizers.bpe import SPECIAL_TOKENS, merge_steps, readable, train_bpe
+from lamoid.tokenizers.bpe import SPECIAL_TOKENS, affordable_bytes, merge_steps, readable, train_bpe
 
 # Meta's pattern, as its llama3 repository has it; and with each digit alone.
 LLAMA3_SPLIT = (
@@ -287,3 +287,38 @@ def test_training_memory_does_not_grow_with_the_text():
     """34 MB of text instead of 8 MB, with the same 2,000 words: keeping it would cost 25 MiB, allocators waste up to 9."""
     output = subprocess.run([sys.executable, "-c", GROWTH], capture_output=True, text=True, check=True).stdout
     assert int(output) < 16 * 1024
+
+
+CHINESE = """
+import random
+from lamoid.tokenizers.bpe import affordable_bytes, train_bpe
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def texts(n_bytes):
+    draw, n = random.Random(0), 0
+    while n < n_bytes:
+        text = "".join("".join(map(chr, draw.choices(range(0x4E00, 0x5A00), k=19))) + "。" for _ in range(500))
+        n += len(text.encode())
+        yield text
+
+n_bytes = affordable_bytes(texts(1_000_000))
+assert 1_450_000 < n_bytes < 1_700_000, n_bytes
+before = peak()
+assert train_bpe(texts(n_bytes), 4000).vocab_size == 4000
+print(peak() - before)
+"""
+
+
+def test_text_whose_words_all_differ_is_limited_to_what_fits():
+    """Chinese without a repeated sentence, the worst case: 100 bytes of memory for each byte, about 220 MB in the end."""
+    output = subprocess.run([sys.executable, "-c", CHINESE], capture_output=True, text=True, check=True).stdout
+    assert int(output) * 1024 < 250_000_000
+
+
+def test_text_whose_words_repeat_is_not_limited():
+    assert affordable_bytes(["low lower low. "] * 100_000) == 50_000_000
+    some = "".join(f"low {number} " for number in range(10_000))  # of 88,890 bytes 38,893 are in new words
+    assert affordable_bytes([some]) == 1_500_000 * 88_890 // 38_893
+    assert affordable_bytes([]) == 0

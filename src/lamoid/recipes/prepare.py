@@ -17,7 +17,7 @@ import numpy as np
 from lamoid.data.sources import Source, find_sources
 from lamoid.errors import DataError
 from lamoid.recipes.progress import progress
-from lamoid.tokenizers.bpe import train_bpe
+from lamoid.tokenizers.bpe import affordable_bytes, train_bpe
 from lamoid.tokenizers.load import load_tokenizer
 from lamoid.tokenizers.tokenizer import Tokenizer
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from lamoid.data.corpus import Corpus
 
 STORE_VERSION = 1
-TOKENIZER_SAMPLE_BYTES = 50_000_000
 TOKENS_FILE, HELDOUT_FILE, MANIFEST_FILE = "tokens.bin", "heldout.jsonl", "manifest.json"
 
 
@@ -122,7 +121,8 @@ def _build(
     )
     if tokenizer is None:
         notify(f"tokenizer: training a byte-level BPE of {vocab_size:,} ids")
-        tokenizer = train_bpe(corpus.sample(TOKENIZER_SAMPLE_BYTES), vocab_size)
+        sample_bytes = affordable_bytes(p.text for p in corpus.heldout)
+        tokenizer = train_bpe(corpus.sample(sample_bytes), vocab_size)
     with progress("encoding", corpus.n_bytes, "B") as bar:
         n_tokens = write_tokens(store / TOKENS_FILE, corpus.training(), tokenizer, bar.update)
     _write_heldout(store / HELDOUT_FILE, corpus)

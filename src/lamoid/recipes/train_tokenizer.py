@@ -25,22 +25,22 @@ class Recipe:
     kind: str = option("bpe", "byte-level BPE, characters, Llama 2's SentencePiece, or Llama 3's file", choices=KINDS)
     vocab_size: int | None = option(None, "ids, special tokens included (8192; sentencepiece: 32000; char: all)")
     split_digits: bool = option(False, "make each digit a token of its own (bpe; sentencepiece always does)")
-    sample_bytes: int = option(50_000_000, "train on about this much text, spread evenly over all of it; bounds memory")
+    sample_bytes: int | None = option(None, "text to train on, spread evenly (default: what fits into 200 MB)")
     json: bool = option(False, "print what was made as one JSON object")
 
 
 def run(recipe: Recipe) -> int:
     """Read a sample of the data, train, write the directory."""
     from lamoid.checkpoints.store import atomic_file
-    from lamoid.data.sources import find_sources
+    from lamoid.data.sources import find_sources, first_texts
+    from lamoid.tokenizers.bpe import affordable_bytes
 
     if not recipe.data or not recipe.out:
-        raise UsageError(
-            "--data and --out are needed, such as: lamoid tokenizer train --data texts/ --out my-tokenizer"
-        )
+        raise UsageError("--data and --out are needed: lamoid tokenizer train --data texts/ --out my-tokenizer")
     sources = find_sources(recipe.data)
     n_bytes = sum(source.n_bytes for source in sources)
-    tokenizer = _train(recipe, _sample(sources, n_bytes, recipe.sample_bytes))
+    sample_bytes = recipe.sample_bytes or affordable_bytes(first_texts(sources))
+    tokenizer = _train(recipe, _sample(sources, n_bytes, sample_bytes))
     out = Path(recipe.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

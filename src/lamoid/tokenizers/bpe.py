@@ -6,6 +6,7 @@ Source: Sennrich et al. 2016; bytes as symbols: Radford et al. 2019 (GPT-2), sec
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +34,25 @@ WORDS = (
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 DIGITS_IN_THREES, DIGITS_ALONE = r"\p{N}{1,3}", r"\p{N}"
+
+
+MAX_SAMPLE_BYTES, MAX_WORD_BYTES = 50_000_000, 1_500_000
+_WORD = re.compile(r"\w+|[^\w\s]+")
+
+
+def affordable_bytes(example: Iterable[str]) -> int:
+    """How much text like the example `train_bpe` can be given, in bytes, if it is to take about 200 MB of memory; at most 50 MB.
+
+    Each byte of a word that it has not seen before takes about 100. In English few words are new; in Chinese, where a word
+    is all that stands between two punctuation marks, most are.
+    """
+    words: set[str] = set()
+    n_bytes = 0
+    for text in example:
+        n_bytes += len(text.encode())
+        words.update(_WORD.findall(text))
+    n_word_bytes = sum(len(word.encode()) for word in words)
+    return min(MAX_WORD_BYTES * n_bytes // max(n_word_bytes, 1), MAX_SAMPLE_BYTES)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, split_digits: bool = False) -> Tokenizer:
