@@ -214,13 +214,17 @@ def test_debug_shows_where_an_error_comes_from(tmp_path, place):
     assert_one_line(error.splitlines(keepends=True)[-1])
 
 
-def test_arguments_that_are_no_utf_8_are_bad_input(directory):
-    for words in (["generate", directory], ["generate", directory, "--json"], ["tokenizer", "show", directory]):
-        command = [sys.executable, "-m", "lamoid.cli", *map(os.fsencode, words), b"a\xff"]
-        result = subprocess.run(command, capture_output=True, timeout=60)
-        assert (result.returncode, result.stdout) == (3, b"")
-        assert_one_line(result.stderr.decode())
-        assert b"lone surrogate U+DCFF at position 1" in result.stderr
+def test_arguments_that_are_no_utf_8_are_bad_input(call, directory):
+    """The shell hands them over with lone surrogates in place of their bytes."""
+    result = shell("tokenizer", "show", directory, "a\udcff")
+    assert (result.returncode, result.stdout) == (3, b"")
+    assert_one_line(result.stderr.decode())
+    assert b"lone surrogate U+DCFF at position 1" in result.stderr
+    for words in (["generate", directory], ["generate", directory, "--json"]):
+        code, output, error = call(*words, "a\udcff")
+        assert (code, output) == (3, "")
+        assert_one_line(error)
+        assert "lone surrogate U+DCFF at position 1" in error
 
 
 @pytest.mark.parametrize("buffered", [{"PYTHONUNBUFFERED": ""}, {"PYTHONUNBUFFERED": "1"}], ids=str)
