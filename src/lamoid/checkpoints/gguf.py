@@ -30,7 +30,7 @@ DEFAULT_ALIGNMENT_BYTES = 32
 # At least twice what the largest models need (Gemma 3: 262,144 tokens, about 515,000 merges); with them a file that is
 # large and made to hurt still takes less than a second, and a few hundred megabytes.
 MAX_HEADER_BYTES = 64 * 2**20
-MAX_KEYS, MAX_TENSORS, MAX_STRINGS = 2**14, 2**14, 3 * 2**19
+MAX_KEYS, MAX_TENSORS, MAX_STRINGS = 2**12, 2**13, 2**20
 MAX_NAME_CHARACTERS = 2**16 - 1
 MAX_ALIGNMENT_BYTES = 2**16
 MAX_DIMENSIONS = 4
