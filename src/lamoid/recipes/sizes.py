@@ -1,15 +1,15 @@
 """How large a model, and how long: chosen from the bytes of the text and the number of cores, never from a clock.
 
 Small text is learned by heart by a large model, and large text is wasted on a small one, so the width grows with the
-text. The work is bounded by the cores: FLOP_PER_CORE is a little over a minute and a half on a core that multiplies
-matrices at 70 GFLOP/s, times the row's `effort`.
+text. The work is bounded by the cores: FLOP_PER_CORE, times the row's `effort`. Small matrices reach about 35 GFLOP/s on a
+core of 2025, so that the quickstart's row (effort 1) takes about four minutes.
 """
 
 from dataclasses import dataclass
 
 from lamoid.models.llama import LlamaConfig
 
-FLOP_PER_CORE = 14e12
+FLOP_PER_CORE = 8e12
 HEAD_DIM = 64
 
 
