@@ -30,7 +30,7 @@ def loss_curve_text(training: Curve, heldout: Curve, width: int = 78, height: in
         plotext.plot([x for x, _ in curve], [y for _, y in curve], label=label)
     plotext.title("loss (nats per token)")
     plotext.xlabel("step")
-    return str(plotext.build())
+    return str(plotext.uncolorize(plotext.build()))
 
 
 def loss_curve_png(file: Path, training: Curve, heldout: Curve, title: str) -> None:

@@ -11,12 +11,12 @@ NEXT = """what to type next:
   .venv/bin/lamoid pretrain --data FOLDER_WITH_YOUR_TEXT --out runs/mine"""
 
 
-def run() -> int:
-    """Pretrain on the Python documentation, then draw the loss, compare with two compressors, and let the model write."""
+def run(max_steps: int | None = None) -> int:
+    """Pretrain on the Python documentation (for the table's number of steps, unless given), then draw, compare and write."""
     from lamoid.recipes import pretrain
 
     began = time.monotonic()
-    code = pretrain.run(pretrain.Recipe(data=[DATA], out=str(OUT)))
+    code = pretrain.run(pretrain.Recipe(data=[DATA], out=str(OUT), max_steps=max_steps))
     records = [json.loads(line) for line in (OUT / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     if code or not any("bits_per_byte" in record for record in records):
         return code
