@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lamoid.nn.kv_cache import KVCache
+from lamoid.nn.linear import joined_linears
 from lamoid.nn.positions import rotate
 
 AttentionPath = Literal["fused", "explicit"]
@@ -98,8 +99,8 @@ class Attention(nn.Module):
         The latter is for RoPE whose frequencies depend on the length: the cache then keeps keys unrotated.
         """
         q, k, v = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projected in joined_linears(x, (self.q_proj, self.k_proj, self.v_proj))
         )
         cos, sin = rope
         n_new = q.shape[2]

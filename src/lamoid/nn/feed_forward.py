@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lamoid.nn.linear import joined_linears
+
 
 class SwiGLU(nn.Module):
     """(Swish(x W₁) ⊗ x V) W₂, with Swish(z) = z · sigmoid(z).
@@ -22,7 +24,7 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
-        return self.down_proj(_SwishGate.apply(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(_SwishGate.apply(*joined_linears(x, (self.gate_proj, self.up_proj))))
 
 
 class _SwishGate(torch.autograd.Function):
