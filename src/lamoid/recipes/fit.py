@@ -8,38 +8,38 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from lamoid.checkpoints.run_directory import RunDirectory
 from lamoid.checkpoints.store import atomic_file
-from lamoid.inference.score import Score
-from lamoid.models.llama import Llama
+from lamoid.recipes.evaluation import Evaluate
 from lamoid.recipes.recipe import dump
-from lamoid.recipes.resume import Standing, read_checkpoint, write_checkpoint
+from lamoid.recipes.resume import RECIPE_FILE, Form, Standing, read_checkpoint, write_checkpoint
 from lamoid.recipes.settings import TrainingSettings
-from lamoid.tokenizers.tokenizer import Tokenizer
 from lamoid.training.interrupt import Interrupt
 from lamoid.training.loop import Batches, Objective, Progress, StepReport, train
 from lamoid.training.metrics import Display, MetricsLog, step_record
 from lamoid.training.optim import make_optimizer, make_schedule
 
-RECIPE_FILE = "recipe.yaml"
 BYTES_PER_PARAMETER = 12  # weights and Adam's two moments in fp32
 
 
 def fit(
     s: TrainingSettings,
     directory: RunDirectory,
-    model: Llama,
-    tokenizer: Tokenizer,
+    model: nn.Module,
+    form: Form,
     batches: Batches,
     objective: Objective,
     *,
-    evaluate: Callable[[Callable[[], bool]], Score | None],
+    evaluate: Evaluate,
     sample: Callable[[], str],
     identity: dict[str, Any],
 ) -> int:
     """Train to the end, to the patience's end, or to a signal; returns the exit code. Goes on from the newest checkpoint.
 
-    `evaluate(should_stop)` scores the model on held-out text; `identity` holds what must not differ on resume.
+    `evaluate(should_stop)` scores the model on held-out data, or returns None when it was stopped; `identity` holds
+    what must not differ on resume.
     """
     max_steps, eval_every, sample_every = s.max_steps, s.eval_every, s.sample_every
     assert max_steps and eval_every and s.learning_rate and s.warmup_steps is not None
@@ -49,11 +49,11 @@ def fit(
         eps=s.adam_eps,
         weight_decay=s.weight_decay,
     )
-    directory.require_space(sum(p.numel() for p in model.parameters()) * BYTES_PER_PARAMETER)
+    directory.require_space(sum(p.numel() for p in model.parameters() if p.requires_grad) * BYTES_PER_PARAMETER)
     checkpoint = Path(s.resume) if s.resume else directory.newest()
     standing = Standing(Progress((0, 0)))
     if checkpoint is not None:
-        standing = read_checkpoint(checkpoint, model, optimizer, identity, force=s.force, notify=directory.notify)
+        standing = read_checkpoint(checkpoint, form, model, optimizer, identity, force=s.force, notify=directory.notify)
         directory.notify(f"going on from step {standing.progress.step:,} of {max_steps:,}")
     with atomic_file(directory.path / RECIPE_FILE) as temporary:
         temporary.write_text(dump(s), encoding="utf-8")
@@ -62,7 +62,7 @@ def fit(
 
     def save(*, show: bool) -> None:
         def write(folder: Path) -> None:
-            write_checkpoint(folder, model, tokenizer, optimizer, standing, identity)
+            write_checkpoint(folder, form, model, optimizer, standing, identity)
 
         directory.save(standing.progress.step, write, show=show)
 
@@ -75,11 +75,10 @@ def fit(
         is_best = standing.best is None or result.loss < standing.best
         standing.best = result.loss if is_best else standing.best
         standing.evaluations_since_best = 0 if is_best else standing.evaluations_since_best + 1
-        log.write(step=standing.progress.step, heldout_loss=result.loss, bits_per_byte=result.bits_per_byte)
-        display.note(
-            f"step {standing.progress.step:,}: held-out loss {result.loss:.4f}, "
-            f"{result.bits_per_byte:.4f} bits per byte{', the best so far' if is_best else ''}"
-        )
+        log.write(step=standing.progress.step, heldout_loss=result.loss, **result.figures)
+        figures = "".join(f", {name.replace('_', ' ')} {value:.4f}" for name, value in result.figures.items())
+        best = ", the best so far" if is_best else ""
+        display.note(f"step {standing.progress.step:,}: held-out loss {result.loss:.4f}{figures}{best}")
         save(show=is_best)
         return 0 < s.patience <= standing.evaluations_since_best
 

@@ -1,10 +1,10 @@
 """`lamoid pretrain`: a folder of text -> a model that writes."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lamoid.errors import UsageError
-from lamoid.recipes.recipe import load, say
+from lamoid.recipes.recipe import say
 from lamoid.recipes.settings import PretrainSettings
 
 EVAL_BYTES = 50_000
@@ -25,20 +25,21 @@ def run(recipe: Recipe) -> int:
 
     from lamoid.checkpoints.run_directory import RunDirectory
     from lamoid.data.packed import PackedRows
-    from lamoid.inference.score import score
     from lamoid.models.llama import Llama
     from lamoid.recipes.choose import choose
     from lamoid.recipes.complete import sample
     from lamoid.recipes.continued import begin, compare
+    from lamoid.recipes.evaluation import on_text
     from lamoid.recipes.fit import fit
     from lamoid.recipes.load import check_device, set_threads
+    from lamoid.recipes.resume import whole_model, with_earlier
     from lamoid.training.objectives import next_token
 
     if not recipe.data or not recipe.out:
         raise UsageError("--data and --out are needed, such as: lamoid pretrain --data my_folder/ --out runs/mine")
     set_threads(recipe.threads)
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
-        given = _with_earlier(recipe, directory.path)
+        given = with_earlier(recipe, directory.path)
         initial = begin(given)
         chosen, text, config = choose(given, initial, say)
         assert chosen.context and chosen.batch_rows
@@ -51,10 +52,10 @@ def run(recipe: Recipe) -> int:
             chosen,
             directory,
             model,
-            text.tokenizer,
+            whole_model(model, text.tokenizer),
             PackedRows(text.tokens, chosen.context, chosen.batch_rows, chosen.seed),
             next_token,
-            evaluate=lambda stop: score(model, documents, n_bytes, context=chosen.context or 1, should_stop=stop),
+            evaluate=on_text(model, documents, n_bytes, chosen.context),
             sample=lambda: sample(model, text.tokenizer, chosen.prompt),
             identity={"data": text.key, "tokenizer": text.tokenizer.fingerprint(), **settings},
         )
@@ -63,11 +64,3 @@ def run(recipe: Recipe) -> int:
     if code == 0:
         say(f"the best model is in {recipe.out}; try: lamoid generate {recipe.out} 'The '")
     return code
-
-
-def _with_earlier(recipe: Recipe, directory: Path) -> Recipe:
-    """Take what was not given from the run's own recipe.yaml, so that the same command goes on anywhere."""
-    file = directory / "recipe.yaml"
-    earlier = load(file) if file.is_file() else {}
-    unset = [f.name for f in fields(recipe) if getattr(recipe, f.name) is None and f.name != "threads"]
-    return replace(recipe, **{name: earlier[name] for name in unset if name in earlier})

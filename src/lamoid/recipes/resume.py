@@ -1,23 +1,41 @@
 """A checkpoint that a run can go on from exactly: a model directory with training/ inside."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from lamoid.checkpoints.hf import read_model, write_model
 from lamoid.checkpoints.store import verify
-from lamoid.errors import UsageError
+from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import Llama
+from lamoid.recipes.recipe import load
+from lamoid.recipes.settings import TrainingSettings
 from lamoid.tokenizers.tokenizer import Tokenizer
 from lamoid.training.loop import Progress
 from lamoid.training.state import capture, restore
 
+R = TypeVar("R", bound=TrainingSettings)
+RECIPE_FILE = "recipe.yaml"
 FOLDER, PLAIN_FILE, TENSORS_FILE = "training", "state.json", "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a run's model lies on disk: `write` fills a folder, `read` gives back what was trained, by parameter name."""
+
+    write: Callable[[Path], None]
+    read: Callable[[Path], Mapping[str, Tensor]]
+
+
+def whole_model(model: Llama, tokenizer: Tokenizer) -> Form:
+    """A Hugging Face directory with all weights."""
+    return Form(lambda folder: write_model(folder, model, tokenizer), lambda folder: read_model(folder).state_dict())
 
 
 @dataclass
@@ -33,14 +51,14 @@ class Standing:
 
 def write_checkpoint(
     directory: Path,
-    model: Llama,
-    tokenizer: Tokenizer,
+    form: Form,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     standing: Standing,
     identity: dict[str, Any],
 ) -> None:
     """Write model, tokenizer and training state into a folder that the caller makes final."""
-    write_model(directory, model, tokenizer)
+    form.write(directory)
     (directory / FOLDER).mkdir()
     tensors, plain = capture(model, optimizer, standing.progress)
     save_file(tensors, directory / FOLDER / TENSORS_FILE)
@@ -51,7 +69,8 @@ def write_checkpoint(
 
 def read_checkpoint(
     directory: Path,
-    model: Llama,
+    form: Form,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     identity: dict[str, Any],
     *,
@@ -72,6 +91,23 @@ def read_checkpoint(
             f"warning: the run used {plain['threads']} threads, now {torch.get_num_threads()}: "
             f"the last bits of its numbers may differ"
         )
-    model.load_state_dict(read_model(directory).state_dict())
+    _load_trained(model, form.read(directory), directory)
     progress = restore(model, optimizer, load_file(directory / FOLDER / TENSORS_FILE), plain)
     return Standing(progress, **plain["standing"])
+
+
+def _load_trained(model: nn.Module, state: Mapping[str, Tensor], directory: Path) -> None:
+    """Frozen parameters may be absent, trained ones not."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    wrong = [*unexpected, *(trained & set(missing))]
+    if wrong:
+        raise CheckpointError(f"{directory} does not fit this model: {', '.join(wrong)}; start a new run")
+
+
+def with_earlier(recipe: R, directory: Path) -> R:
+    """Take what was not given from the run's own recipe.yaml, so that the same command goes on anywhere."""
+    file = directory / RECIPE_FILE
+    earlier = load(file) if file.is_file() else {}
+    unset = [f.name for f in fields(recipe) if getattr(recipe, f.name) is None and f.name != "threads"]
+    return replace(recipe, **{name: earlier[name] for name in unset if name in earlier})
