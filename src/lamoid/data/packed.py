@@ -69,10 +69,14 @@ def _with_ends(passage: Passage, ids: list[int], tokenizer: Tokenizer) -> list[i
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of ids and what each position should predict: both (B, T), int64."""
+    """Rows of ids and what each position should predict: both (B, T), int64.
+
+    `segment_ids`, of the same shape, numbers the documents of a row that must not see each other; None where all may.
+    """
 
     input_ids: Tensor
     labels: Tensor
+    segment_ids: Tensor | None = None
 
 
 @dataclass(frozen=True)

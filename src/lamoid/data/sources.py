@@ -15,7 +15,7 @@ import json
 import lzma
 import sysconfig
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def find_sources(data: Sequence[str]) -> list[Source]:
     """
     found: dict[str, Source] = {}
     for name in data:
-        sources = NAMED_CORPORA[name]() if name in NAMED_CORPORA else [_file_source(p) for p in _find_files(name)]
+        sources = NAMED_CORPORA[name]() if name in NAMED_CORPORA else [_file_source(p) for p in find_files(name)]
         found.update((source.name, source) for source in sources)
     if not found:
         raise DataError(f"no text in {list(data)}; give a file, a folder, a glob or one of {sorted(NAMED_CORPORA)}")
@@ -107,14 +107,15 @@ def _cut(text: str, limit: int) -> int:
     return limit
 
 
-def _find_files(name: str) -> list[Path]:
+def find_files(name: str, suffixes: Collection[str] = TEXT_SUFFIXES | JSONL_SUFFIXES) -> list[Path]:
+    """The file of that name, the files in the folder of that name that have one of the suffixes, or what a glob matches."""
     path = Path(name).expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _is_text_name(p))
+        files = sorted(p for p in path.rglob("*") if p.is_file() and inner_suffix(p) in suffixes)
         if not files:
-            raise DataError(f"{path} holds no text file; looked for {' '.join(sorted(TEXT_SUFFIXES | JSONL_SUFFIXES))}")
+            raise DataError(f"{path} holds no text file; looked for {' '.join(sorted(suffixes))}")
         return files
     matches = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
     if not matches:
@@ -122,18 +123,14 @@ def _find_files(name: str) -> list[Path]:
     return matches
 
 
-def _suffix(path: Path) -> str:
+def inner_suffix(path: Path) -> str:
     """The suffix that tells the format, under a compression's suffix if there is one."""
     inner = path.with_suffix("") if path.suffix.lower() in COMPRESSED_SUFFIXES else path
     return inner.suffix.lower()
 
 
-def _is_text_name(path: Path) -> bool:
-    return _suffix(path) in TEXT_SUFFIXES | JSONL_SUFFIXES
-
-
 def _file_source(path: Path) -> Source:
-    documents = _json_documents if _suffix(path) in JSONL_SUFFIXES else _text_document
+    documents = _json_documents if inner_suffix(path) in JSONL_SUFFIXES else _text_document
 
     def digest() -> str:
         with path.open("rb") as file:
@@ -152,13 +149,14 @@ def _open(path: Path) -> io.BufferedIOBase:
 
 
 def _text_document(path: Path) -> Iterator[Iterator[str]]:
-    yield _read_text(path)
+    yield read_text(path)
 
 
-def _read_text(path: Path) -> Iterator[str]:
+def read_text(path: Path) -> Iterator[str]:
+    """The text of a file in blocks, without a byte-order mark. Raises DataError where it cannot be read or is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset, mark = 0, "\ufeff"
-    for block in _read_blocks(path):
+    for block in read_blocks(path):
         waiting = len(decoder.getstate()[0])
         text = _decode(decoder, block, offset - waiting, path)
         offset += len(block)
@@ -178,7 +176,8 @@ def _decode(decoder: codecs.IncrementalDecoder, block: bytes, offset: int, path:
         ) from None
 
 
-def _read_blocks(path: Path) -> Generator[bytes, None, None]:
+def read_blocks(path: Path) -> Generator[bytes, None, None]:
+    """The bytes of a file, decompressed. Raises DataError where it cannot be read, MissingExtra without zstandard."""
     try:
         with _open(path) as file:
             if path.suffix.lower() == ".zst":
@@ -213,7 +212,7 @@ class _BlockReader(io.RawIOBase):
     """The blocks of a file as a file again, so that lines can be read from it with errors already translated."""
 
     def __init__(self, path: Path) -> None:
-        self._blocks, self._rest = _read_blocks(path), b""
+        self._blocks, self._rest = read_blocks(path), b""
 
     def readable(self) -> bool:
         return True
@@ -230,12 +229,18 @@ class _BlockReader(io.RawIOBase):
 
 
 def _json_documents(path: Path) -> Iterator[Iterator[str]]:
+    for number, line in read_lines(path):
+        yield iter((_text_field(line, path, number),))
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers from 1; a byte-order mark at the beginning is left out."""
     with io.BufferedReader(_BlockReader(path), BLOCK_BYTES) as lines:
         for number, line in enumerate(lines, start=1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
-                yield iter((_text_field(line, path, number),))
+                yield number, line
 
 
 def _text_field(line: bytes, path: Path, number: int) -> str:

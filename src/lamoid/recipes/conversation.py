@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lamoid.errors import UsageError
 from lamoid.recipes.settings import ChatSettings
-from lamoid.tokenizers.chat import FORMATS, ChatEncoder, Message, read_end_ids, template_format, trim
+from lamoid.tokenizers.chat import FORMATS, ChatEncoder, Message, TemplateFormat, read_end_ids, trim
 from lamoid.tokenizers.templates import TemplateRenderer, check_template, find_template, read_template
 from lamoid.tokenizers.tokenizer import Tokenizer
 
@@ -159,7 +159,7 @@ def open_encoder(path: Path, tokenizer: Tokenizer, choice: str) -> ChatEncoder:
         raise UsageError(
             f"{path} has no chat template; choose one with --template: {', '.join(FORMATS)}, or a .jinja file"
         )
-    return ChatEncoder(template_format(TemplateRenderer(template), tokenizer), tokenizer)
+    return ChatEncoder(TemplateFormat(TemplateRenderer(template), tokenizer), tokenizer)
 
 
 def find_end_ids(path: Path, encoder: ChatEncoder) -> list[int]:

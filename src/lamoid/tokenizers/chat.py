@@ -8,13 +8,13 @@ occurs nowhere, before the format sees it, and is put back after the text was cu
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers as runtime
 
-from lamoid.errors import DataError, UsageError
+from lamoid.errors import CheckpointError, DataError, UsageError
 from lamoid.tokenizers.templates import TemplateRenderer
 from lamoid.tokenizers.tokenizer import Tokenizer, read_config
 from lamoid.tokenizers.vocabulary import MAX_TOKEN_LENGTH
@@ -71,15 +71,34 @@ FORMATS: dict[str, tuple[Format, tuple[str, ...]]] = {
 """The formats that need no template: how they are written, and the special tokens without which they mean nothing."""
 
 
-def template_format(renderer: TemplateRenderer, tokenizer: Tokenizer) -> Format:
+class TemplateFormat:
     """The format that a model's own template describes. The renderer is the caller's to close."""
-    tokens = {f"{role}_token": token for role, token in tokenizer.specials.items()}
 
-    def render(messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def __init__(self, renderer: TemplateRenderer, tokenizer: Tokenizer) -> None:
+        self.renderer = renderer
+        self._tokens = {f"{role}_token": token for role, token in tokenizer.specials.items()}
+
+    def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        return self.renderer.render(self._variables(messages, add_generation_prompt))
+
+    def many(self, requests: Sequence[tuple[Sequence[Message], bool]]) -> list[str | CheckpointError]:
+        """For each pair of messages and `add_generation_prompt` the text, or the template's complaint about them."""
+        return self.renderer.render_many([self._variables(*request) for request in requests])
+
+    def _variables(self, messages: Sequence[Message], add_generation_prompt: bool) -> dict[str, object]:
         given = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
-        return renderer.render({**tokens, "tools": None, "documents": None, **given})
+        return {**self._tokens, "tools": None, "documents": None, **given}
 
-    return render
+
+class Piece(NamedTuple):
+    """A special token, or the text between two of them, and where it stands in the text that the format wrote.
+
+    `special` is the token's id, None for a text. White space that a special token takes with it belongs to no piece.
+    """
+
+    start: int
+    text: str
+    special: int | None
 
 
 class ChatEncoder:
@@ -113,42 +132,57 @@ class ChatEncoder:
         """
         ids: list[int] = []
         for piece in self._pieces(messages, add_generation_prompt):
-            ids += piece[1] if isinstance(piece, tuple) else [piece]
+            ids += self._encode_text(piece) if piece.special is None else [piece.special]
         return ids
 
     def end_of_answer(self) -> list[int]:
         """The special token that the format puts behind an answer, if it does: there a model stops."""
         mark = "lamoid answers"
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
-        pieces = list(self._pieces(messages, add_generation_prompt=False))
-        answers = [i for i, piece in enumerate(pieces) if isinstance(piece, tuple) and mark in piece[0]]
+        pieces = self._pieces(messages, add_generation_prompt=False)
+        answers = [i for i, piece in enumerate(pieces) if piece.special is None and mark in piece.text]
         behind = pieces[answers[-1] + 1 :] if answers else []
-        return [piece for piece in behind if isinstance(piece, int)][:1]
+        return [piece.special for piece in behind if piece.special is not None][:1]
 
-    def _pieces(
-        self, messages: Sequence[Message], add_generation_prompt: bool
-    ) -> Iterator[int | tuple[str, list[int]]]:
-        """The ids of special tokens, and the texts between them with theirs."""
+    def _pieces(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[Piece]:
+        protected, back = self.protect(messages)
+        return self.cut(self.format(protected, add_generation_prompt), back)
+
+    def protect(self, messages: Sequence[Message]) -> tuple[list[Message], dict[int, str]]:
+        """The messages with stand-ins where a special token begins, and the table with which `cut` puts them back.
+
+        Raises UsageError for messages that are none.
+        """
         _check_messages(messages)
         stand_ins = self._stand_ins(messages)
-        text = self.format([self._protect(message, stand_ins) for message in messages], add_generation_prompt)
         back = {ord(stand_in): character for character, stand_in in stand_ins.items()}
+        return [self._protect(message, stand_ins) for message in messages], back
+
+    def cut(self, text: str, back: Mapping[int, str]) -> list[Piece]:
+        """The special tokens in what the format made of protected messages, and the texts between them."""
+        pieces: list[Piece] = []
         end, strips_left = 0, False
         for found in [*self._cuts.finditer(text), None]:
             index, token = self._special[found[0]] if found else (0, None)
             piece = text[end : found.start() if found else None]
-            piece = piece.lstrip() if strips_left else piece
-            piece = (piece.rstrip() if token is not None and token.lstrip else piece).translate(back)
-            if piece:
-                yield piece, self._encode_text(piece, is_first=end == 0)
+            stripped = piece.lstrip() if strips_left else piece
+            start = end + len(piece) - len(stripped)
+            stripped = stripped.rstrip() if token is not None and token.lstrip else stripped
+            if stripped:
+                pieces.append(Piece(start, stripped.translate(back), None))
             if found and token is not None:
-                yield index
+                pieces.append(Piece(found.start(), found[0], index))
                 end, strips_left = found.end(), token.rstrip
+        return pieces
 
-    def _encode_text(self, text: str, *, is_first: bool) -> list[int]:
-        if is_first or self._inner is None:
-            return self.tokenizer.encode(text, add_special_tokens=False)
-        return self._inner.encode(text, add_special_tokens=False).ids
+    def runtime_for(self, piece: Piece) -> runtime.Tokenizer:
+        """What encodes the text of a piece: some tokenizers put a space in front of the first text alone."""
+        return self.tokenizer.backend if piece.start == 0 or self._inner is None else self._inner
+
+    def _encode_text(self, piece: Piece) -> list[int]:
+        if self.runtime_for(piece) is self.tokenizer.backend:
+            return self.tokenizer.encode(piece.text, add_special_tokens=False)
+        return self.runtime_for(piece).encode(piece.text, add_special_tokens=False).ids
 
     def _stand_ins(self, messages: Sequence[Message]) -> dict[str, str]:
         """For each first character of a special token, one for private use that no message has."""
@@ -164,8 +198,7 @@ class ChatEncoder:
         def protect(text: str) -> str:
             text = self._begins.sub(lambda found: stand_ins[found[0]], text)
             for at in range(max(0, len(text.rstrip()) - MAX_TOKEN_LENGTH), len(text)):
-                unfinished = text[at:].rstrip()
-                if text[at] in stand_ins and any(token.startswith(unfinished) for token in self._special):
+                if text[at] in stand_ins and any(token.startswith(text[at:].rstrip()) for token in self._special):
                     return text[:at] + stand_ins[text[at]] + text[at + 1 :]
             return text
 

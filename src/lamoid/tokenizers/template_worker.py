@@ -1,5 +1,7 @@
 """The process in which chat templates are rendered: a JSON request a line in, a JSON answer a line out.
 
+A request is one template and the variables of `each` rendering; the answer has, in their order, a text or an error.
+
 A template is a stranger's program. Here jinja2's sandbox keeps it away from Python, the operating system's limits keep
 its memory and time small, and `templates.py`, which starts this file by its path, kills it when it takes too long.
 It imports jinja2 and the standard library alone, so that it is there in a tenth of a second.
@@ -14,7 +16,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Template, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -47,9 +49,21 @@ def main() -> None:
         _limit_cpu()
         try:
             template = environment.from_string(request["template"])
-            _answer({"text": _join(template.generate(request["variables"]))})
         except Exception as error:
-            _answer({"error": f"{type(error).__name__}: {str(error)[:300]}"})
+            _answer({"answers": [_error(error)] * len(request["each"])})
+            continue
+        _answer({"answers": [_render(template, variables) for variables in request["each"]]})
+
+
+def _render(template: Template, variables: dict[str, object]) -> dict[str, str]:
+    try:
+        return {"text": _join(template.generate(variables))}
+    except Exception as error:
+        return _error(error)
+
+
+def _error(error: Exception) -> dict[str, str]:
+    return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lamoid.tokenizers.tokenizer import CONFIG_FILE, read_config
 TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 2**20
 MAX_START_S, MAX_RENDER_S = 60, 5
+MAX_REQUEST_TEXTS, MAX_REQUEST_BYTES = 256, 2**20
 MAX_ANSWER_BYTES = 32 * 2**20
 SAFE_JINJA2 = (3, 1, 6)  # older ones have known ways out of the sandbox
 _WORKER = Path(__file__).with_name("template_worker.py")
@@ -92,17 +93,28 @@ class TemplateRenderer:
 
     def render(self, variables: Mapping[str, object]) -> str:
         """The text. Raises CheckpointError with the template's complaint, or what limit it broke."""
-        answer: dict[str, object] = {}
-        try:
-            if self._process is None:
-                self._start()
-            answer = self._exchange({"template": self.template, "variables": dict(variables)}, MAX_RENDER_S)
-        finally:
-            if not answer:  # whatever happened, even Ctrl-C: its answer would be taken for the next request's
-                self.close()
-        if "error" in answer:
-            raise CheckpointError(f"the chat template failed: {answer['error']}; choose another one with --template")
-        return str(answer["text"])
+        text = self.render_many([variables])[0]
+        if isinstance(text, CheckpointError):
+            raise text
+        return text
+
+    def render_many(self, each: Sequence[Mapping[str, object]]) -> list[str | CheckpointError]:
+        """For each set of variables the text, or the template's complaint about it; many of them in one request.
+
+        Raises CheckpointError where a request breaks a limit: then none of its texts is known.
+        """
+        texts: list[str | CheckpointError] = []
+        for request in _requests(self.template, each):
+            answer: dict[str, Any] = {}
+            try:
+                if self._process is None:
+                    self._start()
+                answer = self._exchange(request, MAX_RENDER_S)
+            finally:
+                if not answer:  # whatever happened, even Ctrl-C: its answer would be taken for the next request's
+                    self.close()
+            texts += [_text(one) for one in answer["answers"]]
+        return texts
 
     def close(self) -> None:
         """End the process."""
@@ -123,7 +135,7 @@ class TemplateRenderer:
         self._end = weakref.finalize(self, _end, self._process)
         self._exchange(None, MAX_START_S)
 
-    def _exchange(self, request: object, seconds: float) -> dict[str, object]:
+    def _exchange(self, request: str | None, seconds: float) -> dict[str, Any]:
         """Send a request, if any, and read one answer; the process is killed when the time is over."""
         process = self._process
         assert process is not None and process.stdin is not None and process.stdout is not None
@@ -131,7 +143,7 @@ class TemplateRenderer:
         timer.start()
         try:
             if request is not None:
-                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.write(request.encode() + b"\n")
                 process.stdin.flush()
             line = process.stdout.readline(MAX_ANSWER_BYTES)
         except BrokenPipeError:
@@ -146,6 +158,29 @@ class TemplateRenderer:
             )
             raise CheckpointError(f"the chat template {reason}; choose another one with --template")
         return dict(json.loads(line))
+
+
+def _requests(template: str, each: Sequence[Mapping[str, object]]) -> Iterator[str]:
+    """The renderings in requests small enough that only a template that misbehaves can break a limit."""
+    waiting: list[str] = []
+    for variables in each:
+        text = json.dumps(dict(variables))
+        if waiting and (len(waiting) == MAX_REQUEST_TEXTS or sum(map(len, waiting)) + len(text) > MAX_REQUEST_BYTES):
+            yield _request(template, waiting)
+            waiting = []
+        waiting.append(text)
+    if waiting:
+        yield _request(template, waiting)
+
+
+def _request(template: str, each: Sequence[str]) -> str:
+    return f'{{"template": {json.dumps(template)}, "each": [{", ".join(each)}]}}'
+
+
+def _text(answer: Mapping[str, str]) -> str | CheckpointError:
+    if "error" in answer:
+        return CheckpointError(f"the chat template failed: {answer['error']}; choose another one with --template")
+    return answer["text"]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
