@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lamoid.errors import UsageError
 from lamoid.recipes.settings import ChatSettings
 from lamoid.tokenizers.chat import FORMATS, ChatEncoder, Message, read_end_ids, template_format, trim
-from lamoid.tokenizers.templates import TemplateRenderer, check_template, find_template, read_template
+from lamoid.tokenizers.templates import TemplateRenderer, read_template
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def open_encoder(path: Path, tokenizer: Tokenizer, choice: str) -> ChatEncoder:
     """
     if choice in FORMATS:
         return ChatEncoder(FORMATS[choice][0], tokenizer)
-    template = read_template(Path(choice)) if choice else _own_template(path)
+    template = read_template(Path(choice)) if choice else tokenizer.chat_template
     if template is None:
         raise UsageError(
             f"{path} has no chat template; choose one with --template: {', '.join(FORMATS)}, or a .jinja file"
@@ -167,12 +167,3 @@ def find_end_ids(path: Path, encoder: ChatEncoder) -> list[int]:
     end = encoder.tokenizer.special_id("eos")
     named = read_end_ids(path) if path.is_dir() else []
     return list(dict.fromkeys([*named, *([] if end is None else [end]), *encoder.end_of_answer()]))
-
-
-def _own_template(path: Path) -> str | None:
-    if path.is_dir():
-        return find_template(path)
-    from lamoid.checkpoints.gguf import read_gguf
-
-    template = read_gguf(path).metadata.get("tokenizer.chat_template")
-    return None if template is None else check_template(template, path)
