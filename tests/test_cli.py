@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -342,6 +343,40 @@ def test_generate_says_what_the_library_says(call, directory, text):
     assert facts["finish_reason"] == expected.finish_reason
     code, output, _ = call("generate", directory, text, *flags)
     assert (code, output) == (0, text + expected.text + "\n")
+
+
+@pytest.mark.parametrize("verb", ["load", "convert", "generate"])
+def test_code_of_a_model_directory_is_named_once_and_never_run(directory, tmp_path, verb):
+    """Fault F25: a directory that wants its own classes for the configuration, the model and the tokenizer."""
+    model, trap = tmp_path / "model", tmp_path / "executed"
+    shutil.copytree(directory, model)
+    (model / "own.py").write_text(f"open({str(trap)!r}, 'w')\n")
+    own = {
+        "config.json": {
+            "auto_map": {"AutoConfig": "own.C", "AutoModelForCausalLM": "own.M"},
+            "trust_remote_code": True,
+        },
+        "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["own.T", None]}, "tokenizer_class": "T"},
+    }
+    for name, fields in own.items():
+        raw = json.loads((model / name).read_text(encoding="utf-8"))
+        (model / name).write_text(json.dumps(raw | fields), encoding="utf-8")
+    words = {
+        "load": ["-c", "import sys, lamoid; lamoid.load(sys.argv[1])", model],
+        "convert": ["-m", "lamoid.cli", "convert", model, tmp_path / "out"],
+        "generate": ["-m", "lamoid.cli", "generate", model, "Việt", "--max-new-tokens=2"],
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, words[verb])], capture_output=True, text=True, check=True, timeout=60, cwd=model
+    )
+    notes = [
+        f"note: {model}/{name}: {field} is ignored;" for name in own for field in own[name] if "class" not in field
+    ]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert sorted(line.partition(" no code")[0] for line in lines) == sorted(notes), done.stderr
+    assert not trap.exists()
+    if verb == "convert":
+        assert "own." not in (tmp_path / "out/config.json").read_text(encoding="utf-8")
 
 
 def test_generate_in_a_plain_locale_reads_standard_input(directory):

@@ -18,6 +18,7 @@ from lamoid.errors import RunError
 from lamoid.nn.positions import Llama3Scaling
 from lamoid.tokenizers.bpe import train_bpe
 from lamoid.tokenizers.gguf_vocabulary import PROBE
+from lamoid.tokenizers.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
@@ -69,6 +70,11 @@ def changed(source: Source, where: str, by: float) -> Source:
     return replace(source, read=read)
 
 
+def with_template(tokenizer: Tokenizer | None) -> Tokenizer:
+    assert tokenizer is not None
+    return Tokenizer(tokenizer.backend, tokenizer.specials, chat_template="{{ messages }}")
+
+
 FAULTS: dict[str, Callable[[Source], Source]] = {
     "layers.1.attention.o_proj.weight is": lambda s: changed(s, "layers.1.attention.o_proj.weight", 1e-6),
     "norm.weight is": lambda s: changed(s, "norm.weight", 1e-6),
@@ -77,7 +83,7 @@ FAULTS: dict[str, Callable[[Source], Source]] = {
     "rope_base is": lambda s: replace(s, config=replace(s.config, rope_base=10_000.0)),
     "max_seq_len is": lambda s: replace(s, config=replace(s.config, max_seq_len=64)),
     "tied_embeddings is": lambda s: replace(s, config=replace(s.config, tied_embeddings=False)),
-    "the chat template is another": lambda s: replace(s, chat_template="{{ messages }}"),
+    "the chat template is another": lambda s: replace(s, tokenizer=with_template(s.tokenizer)),
     "the tokenizer gives other ids": lambda s: replace(s, tokenizer=train_bpe([PROBE[:200]] * 3, 400)),
     "special ids are": lambda s: replace(s, tokenizer=None),
 }

@@ -184,7 +184,7 @@ def test_memory_does_not_grow_with_the_model(model_directory, tmp_path: Path) ->
 
 def assert_equal_directories(first: Path, second: Path, config: LlamaConfig) -> None:
     ours, theirs = open_model(first), open_model(second)
-    assert theirs.config == config and theirs.formats == ours.formats and theirs.chat_template == TEMPLATE
+    assert theirs.config == config and theirs.formats == ours.formats and theirs.tokenizer.chat_template == TEMPLATE
     for name, shape in ours.shapes.items():
         rows = np.arange(shape[0])
         assert torch.equal(ours.read(name, rows), theirs.read(name, rows)), name

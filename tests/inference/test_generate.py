@@ -3,10 +3,12 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 
 from lamoid.checkpoints.hf import write_model
@@ -92,6 +94,38 @@ def test_greedy_ids_equal_transformers(model, tokenizer, twin, prompt):
     assert done.ids == expected
     assert done.text == tokenizer.decode(expected)
     assert (done.finish_reason, done.prompt_tokens) == ("length", len(ids))
+
+
+@pytest.mark.parametrize("n_padded", [1, 51])
+def test_ids_that_no_token_has_are_never_chosen(model, tokenizer, tmp_path, n_padded):
+    """A padded vocabulary, whose extra ids are by far the likeliest; transformers is told to leave them out."""
+    vocab_size = tokenizer.vocab_size + n_padded
+    padded = Llama(replace(model.config, vocab_size=vocab_size)).initialise(0).eval()
+    padded.load_state_dict(
+        {
+            name: F.pad(w, (0, 0, 0, n_padded), value=9.0) if len(w) == tokenizer.vocab_size else w
+            for name, w in model.state_dict().items()
+        }
+    )
+    with torch.no_grad():  # whatever the prompt, one of each pair is the likeliest
+        padded.lm_head.weight[tokenizer.vocab_size :: 2] *= -1
+    write_model(tmp_path, padded, tokenizer)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    extra = list(range(tokenizer.vocab_size, vocab_size))
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(prompt)
+        settings = dict(max_new_tokens=12, do_sample=False, eos_token_id=-1, suppress_tokens=extra)
+        expected = peer.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), **settings)
+        done = generate(TorchDecoder(padded), tokenizer, [prompt], sampling=GREEDY, max_new_tokens=12, end_ids=[])[0]
+        assert done.ids == expected[0, len(ids) :].tolist()
+    for sampling in (Sampling(temperature=5.0, top_p=1.0), Sampling(top_k=n_padded), Sampling(repetition_penalty=1.3)):
+        for done in generate(
+            TorchDecoder(padded), tokenizer, PROMPTS, sampling=sampling, max_new_tokens=40, end_ids=[]
+        ):
+            assert len(done.ids) == 40 and max(done.ids) < tokenizer.vocab_size
+            assert done.text == tokenizer.decode(done.ids)
+    with pytest.raises(DataError, match=f"id {tokenizer.vocab_size} is outside the vocabulary"):
+        tokenizer.decode([tokenizer.vocab_size])
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -1,8 +1,10 @@
 """`lamoid pretrain` from a folder of text: what it chooses, what it writes, and that others can open it."""
 
+import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import yaml
 import lamoid
 from lamoid.cli import main
 from lamoid.models.llama import Llama, LlamaConfig
+from lamoid.recipes.conversation import find_encoder
 from lamoid.recipes.sizes import TABLE, choose_size, choose_steps, model_config
 from lamoid.training.interrupt import Interrupt
 
@@ -112,6 +115,42 @@ def test_training_goes_on_with_a_model(finished, make_run, tmp_path):
     model, _ = lamoid.load(finished.out)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in lamoid.load(run.out)[0].parameters())
     assert first < 1.3 * math.log(300), "it began from the weights of --init"
+
+
+@pytest.mark.parametrize("form", ["chat_template.jinja", "tokenizer_config.json", "model.gguf"])
+def test_a_chat_template_goes_along(finished, make_run, tmp_path, capsys, monkeypatch, form):
+    """Into every checkpoint, from wherever it was. All forms share a store of tokens: none gets another's template."""
+    template = f"{{# {form} #}}" + (
+        "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n{{ m.content }}<|eot_id|>\r\n"
+        "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>{% endif %}"
+    )
+    directory = tmp_path / "with-template"
+    directory.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(finished.out / name, directory)
+    if form == "tokenizer_config.json":
+        config = json.loads((directory / form).read_text(encoding="utf-8"))
+        (directory / form).write_text(json.dumps(config | {"chat_template": template}), encoding="utf-8")
+    else:
+        (directory / "chat_template.jinja").write_bytes(template.encode())
+    initial = directory
+    if form == "model.gguf":
+        assert main(["convert", str(directory), str(tmp_path / form)]) == 0
+        initial = tmp_path / form
+    run = make_run("chat", init=initial, **{"old-text": finished.flags["data"], "max-steps": 2, "eval-every": 1})
+    del run.flags["vocab-size"]
+    assert run.finish() == 0, run.messages()
+    messages = [{"role": "user", "content": "một con mèo 猫?"}, {"role": "assistant", "content": "고양이"}]
+    expected = transformers.AutoTokenizer.from_pretrained(directory).apply_chat_template(messages)["input_ids"]
+    for place in (run.out, run.out / "checkpoints/step-1", run.out / "checkpoints/step-2"):
+        assert (place / "chat_template.jinja").read_bytes() == template.encode()
+        peer, tokenizer = transformers.AutoTokenizer.from_pretrained(place), lamoid.load_tokenizer(place)
+        assert peer.apply_chat_template(messages)["input_ids"] == expected
+        assert tokenizer.chat_template == template
+        assert find_encoder(tokenizer, "").encode(messages, add_generation_prompt=False) == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO("con mèo\n"))
+    assert main(["chat", str(run.out), "--max-new-tokens=3", "--threads=1"]) == 0
+    assert "tok/s" in capsys.readouterr().err
 
 
 def test_init_brings_its_own_shape(make_run, finished):

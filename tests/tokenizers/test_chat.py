@@ -309,21 +309,24 @@ def test_where_templates_are_found(tmp_path):
     assert find_template(tmp_path) == "d"
     config.write_text(json.dumps({"chat_template": "one"}))
     assert find_template(tmp_path) == "one"
-    (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")
-    assert find_template(tmp_path) == "file é"
+    config.write_text(json.dumps({"chat_template": [{"name": "rag", "template": "r"}, 3, {"name": ["x"]}]}))
+    assert find_template(tmp_path) is None
+    (tmp_path / "chat_template.jinja").write_bytes("file é\r\n".encode())
+    assert find_template(tmp_path) == "file é\r\n"
 
 
 @pytest.mark.parametrize(
     "value, expected",
     [
         (3, "it must be a text"),
-        ([{"name": "rag", "template": "r"}], "none 'default'"),
+        ([{"name": "default", "template": ["r"]}], "it must be a text"),
+        ("half \ud83d", r"has a lone surrogate U\+D83D at position 5"),
         ("x" * (templates.MAX_TEMPLATE_BYTES + 1), "at most"),
     ],
 )
 def test_bad_templates_in_files(tmp_path, value, expected):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": value}))
-    with pytest.raises(CheckpointError, match=expected):
+    with pytest.raises(DataError, match=expected):
         find_template(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""GGUF files of the `llama` architecture -> a model, its tokenizer and its chat template (`gguf.py` reads the container).
+"""GGUF files of the `llama` architecture -> a model and its tokenizer (`gguf.py` reads the container).
 
 What the metadata say and our Llama cannot be is refused by name. Source: ggml, docs/gguf.md, section "LLMs"; llama.cpp,
 the `llama` architecture, whose Q and K have the pairs of RoPE interleaved.
@@ -33,7 +33,6 @@ from lamoid.tokenizers.gguf_vocabulary import tokenizer_from_gguf
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 ROPE_FACTORS = "rope_freqs.weight"
-CHAT_TEMPLATE = "tokenizer.chat_template"
 LLAMA3_SCALING = "lamoid.rope.llama3"  # our own key: factor, low_freq_factor, high_freq_factor, original_max_seq_len
 ATTENTION_FACTOR = "lamoid.rope.attention_factor"  # our own key: that of YaRN, as float64
 MAX_FACTORS_ERROR = 1e-5
@@ -103,13 +102,7 @@ def open_gguf(path: Path) -> Source:
             f"they do not belong together"
         )
     formats = {name: tensor.type_name for name, tensor in tensors.items()}
-    return Source(path, config, formats, read, tokenizer, chat_template(file), _end_ids(file))
-
-
-def chat_template(file: GGUFFile) -> str | None:
-    """The chat template of a file as Jinja source, None where it has none."""
-    template = file.metadata.get(CHAT_TEMPLATE)
-    return template if isinstance(template, str) else None
+    return Source(path, config, formats, read, tokenizer, _end_ids(file))
 
 
 def config_from_gguf(file: GGUFFile) -> LlamaConfig:

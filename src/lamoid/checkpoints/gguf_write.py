@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamoid.checkpoints.gguf import DEFAULT_ALIGNMENT_BYTES
-from lamoid.checkpoints.gguf_llama import ATTENTION_FACTOR, CHAT_TEMPLATE, LLAMA3_SCALING, ROPE_FACTORS, rope_factors
+from lamoid.checkpoints.gguf_llama import ATTENTION_FACTOR, LLAMA3_SCALING, ROPE_FACTORS, rope_factors
 from lamoid.checkpoints.name_maps import llama_to_gguf
 from lamoid.checkpoints.quants import FORMATS
 from lamoid.checkpoints.source import DTYPES, Source, check_range, is_rotated, row_blocks, split_rows
@@ -120,8 +120,6 @@ def metadata(source: Source, dtype: str) -> dict[str, Any]:
         keys |= tokenizer_to_gguf(source.tokenizer, c.vocab_size)
         others = [i for i in source.end_ids if i != source.tokenizer.special_id("eos")]
         keys |= {f"tokenizer.ggml.{key}_token_id": i for key, i in zip(("eot", "eom"), others, strict=False)}
-    if source.chat_template is not None:
-        keys[CHAT_TEMPLATE] = source.chat_template
     return keys
 
 

@@ -19,7 +19,7 @@ from lamoid.checkpoints.name_maps import LLAMA_FIELDS, llama_to_hf
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.nn.positions import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
-from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.tokenizers.tokenizer import Tokenizer, note_code
 
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_JSON_BYTES = 8 * 2**20
@@ -73,9 +73,7 @@ def read_config(directory: Path) -> LlamaConfig:
     """The configuration of a model directory. Raises CheckpointError naming the field that is wrong."""
     file = directory / CONFIG_FILE
     raw = _read_object(file)
-    for field in _NEVER_EXECUTED:
-        if field in raw:
-            print(f"note: {file}: {field} is ignored; no code of a model directory is ever run", file=sys.stderr)
+    note_code(raw, file)
     try:
         return config_from_hf(raw)
     except CheckpointError as error:
@@ -132,7 +130,6 @@ def config_from_hf(raw: dict[str, Any]) -> LlamaConfig:
 
 
 _REQUIRED = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_seq_len")
-_NEVER_EXECUTED = ("auto_map", "trust_remote_code", "custom_pipelines")
 _ONLY: dict[str, tuple[Any, ...]] = {
     "model_type": ("llama",),
     "hidden_act": ("silu", "swish"),

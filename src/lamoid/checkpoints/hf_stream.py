@@ -19,12 +19,10 @@ from lamoid.checkpoints.hf import INDEX_FILE, WEIGHTS_FILE, read_config, weight_
 from lamoid.checkpoints.name_maps import llama_to_hf
 from lamoid.checkpoints.source import DTYPES, Rows, Source, check_tensors, to_dtype
 from lamoid.errors import CheckpointError
-from lamoid.tokenizers.load import load_tokenizer
-from lamoid.tokenizers.tokenizer import CONFIG_FILE as TOKENIZER_CONFIG_FILE
-from lamoid.tokenizers.tokenizer import TOKENIZER_FILE
-from lamoid.tokenizers.vocabulary import NATIVE_FILE
+from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
+from lamoid.tokenizers.tokenizer import read_config as read_json
 
-CHAT_TEMPLATE_FILE, GENERATION_FILE = "chat_template.jinja", "generation_config.json"
+GENERATION_FILE = "generation_config.json"
 MAX_SHARD_BYTES = 5 * 10**9
 
 
@@ -55,22 +53,8 @@ def open_hf(directory: Path) -> Source:
         return block if (np.diff(rows) == 1).all() else block[torch.from_numpy(rows - low)]
 
     formats = {name: kinds[llama_to_hf(name)] for name in Source(directory, config, {}, read).shapes}
-    has_tokenizer = any((directory / name).is_file() for name in (TOKENIZER_FILE, NATIVE_FILE))
-    tokenizer = load_tokenizer(directory) if has_tokenizer else None
-    return Source(directory, config, formats, read, tokenizer, read_chat_template(directory), _end_ids(directory))
-
-
-def read_chat_template(directory: Path) -> str | None:
-    """The chat template of a model directory, from its file or from the tokenizer's configuration; None without."""
-    file = directory / CHAT_TEMPLATE_FILE
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = _read_json(directory / TOKENIZER_CONFIG_FILE).get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = next(
-            (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
-        )
-    return template if isinstance(template, str) else None
+    tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
+    return Source(directory, config, formats, read, tokenizer, _end_ids(directory))
 
 
 def write_hf(directory: Path, source: Source, dtype: str, on_weights: Callable[[int], object]) -> None:
@@ -80,8 +64,6 @@ def write_hf(directory: Path, source: Source, dtype: str, on_weights: Callable[[
     """
     torch_name = str(DTYPES[dtype]).removeprefix("torch.")
     write_description(directory, source.config, torch_name, source.tokenizer)
-    if source.chat_template is not None:
-        (directory / CHAT_TEMPLATE_FILE).write_text(source.chat_template, encoding="utf-8")
     if source.end_ids:
         _add_end_ids(directory / GENERATION_FILE, source.end_ids)
     sizes = {name: math.prod(shape) * DTYPES[dtype].itemsize for name, shape in source.shapes.items()}
@@ -134,20 +116,12 @@ def _headers(file: Path) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def _end_ids(directory: Path) -> tuple[int, ...]:
-    ids = _read_json(directory / GENERATION_FILE).get("eos_token_id")
+    ids = read_json(directory / GENERATION_FILE).get("eos_token_id")
     return tuple(i for i in ids if type(i) is int) if isinstance(ids, list) else ()
 
 
 def _add_end_ids(file: Path, end_ids: tuple[int, ...]) -> None:
-    settings = _read_json(file)
+    settings = read_json(file)
     first = [settings["eos_token_id"]] if "eos_token_id" in settings else []
     settings["eos_token_id"] = list(dict.fromkeys([*first, *end_ids]))
     file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    return raw if isinstance(raw, dict) else {}

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamoid.checkpoints.hf_stream import read_chat_template
 from lamoid.checkpoints.name_maps import llama_to_meta
 from lamoid.checkpoints.source import (
     DTYPES,
@@ -29,9 +28,7 @@ from lamoid.checkpoints.source import (
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import PRESETS, LlamaConfig
 from lamoid.nn.positions import Llama3Scaling
-from lamoid.tokenizers.load import load_tokenizer
-from lamoid.tokenizers.tokenizer import TOKENIZER_FILE
-from lamoid.tokenizers.vocabulary import NATIVE_FILE
+from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
 
 PARAMS_FILE, OWN_FILE = "params.json", "lamoid.json"
 SHARDS = "consolidated.*.pth"
@@ -73,9 +70,7 @@ def open_meta(directory: Path) -> Source:
         theirs = llama_to_meta(name)
         return _gather([_load(file)[theirs] for file in files], axes[theirs], rows)  # mapped anew, so that pages go
 
-    has_tokenizer = any((directory / name).is_file() for name in (TOKENIZER_FILE, NATIVE_FILE))
-    tokenizer = load_tokenizer(directory) if has_tokenizer else None
-    return Source(directory, config, formats, read, tokenizer, read_chat_template(directory))
+    return Source(directory, config, formats, read, load_tokenizer(directory) if has_tokenizer(directory) else None)
 
 
 def config_from_meta(params: dict[str, Any], shards: list[dict[str, Tensor]], own: dict[str, Any]) -> LlamaConfig:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lamoid.checkpoints.hf_stream import CHAT_TEMPLATE_FILE
 from lamoid.checkpoints.meta import (
     HIGH,
     LOW,
@@ -46,8 +45,6 @@ def write_meta(directory: Path, source: Source, dtype: str, on_weights: Callable
         (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     for name, content in (source.tokenizer.files() if source.tokenizer is not None else {}).items():
         (directory / name).write_bytes(content)
-    if source.chat_template is not None:
-        (directory / CHAT_TEMPLATE_FILE).write_text(source.chat_template, encoding="utf-8")
     _write_weights(directory / SHARDS.replace("*", "00"), source, dtype, on_weights)
 
 

@@ -43,7 +43,6 @@ class Source:
     formats: dict[str, str]
     read: Callable[[str, Rows], Tensor]
     tokenizer: Tokenizer | None = None
-    chat_template: str | None = None
     end_ids: tuple[int, ...] = ()
 
     @property

@@ -64,6 +64,7 @@ def stream(
 
     Each sequence draws from its own generator with the same seed, so a prompt in a batch gets what it gets alone.
     Text that may be the beginning of a stop string, or half a character, is held back until that is decided.
+    Ids that the model has and the tokenizer lacks, with which vocabularies are padded, are never chosen.
     Raises UsageError, before the first step, for a value out of range, an empty prompt, or a prompt
     that with `max_new_tokens` exceeds the context.
     """
@@ -138,7 +139,7 @@ class _Sequence:
     def advance(self, logits: np.ndarray) -> Iterator[Chunk]:
         """Choose a token and yield what text became final by it."""
         done = self.completion
-        index = self._sampler.choose(logits, self.prompt + done.ids)
+        index = self._sampler.choose(logits[: self._tokenizer.vocab_size], self.prompt + done.ids)
         if index in self._ends:
             yield self._finish("end")
             return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lamoid.errors import UsageError
 from lamoid.recipes.settings import ChatSettings
 from lamoid.tokenizers.chat import FORMATS, ChatEncoder, Message, TemplateFormat, read_end_ids, trim
-from lamoid.tokenizers.templates import TemplateRenderer, check_template, find_template, read_template
+from lamoid.tokenizers.templates import TemplateRenderer, read_template
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -125,7 +125,11 @@ def open_conversation(recipe: ChatSettings, notify: Callable[[str], object]) -> 
 
     sampling, path = recipe.sampling(), resolve(recipe.model)
     model, tokenizer = load_with_tokenizer(path, recipe.threads)
-    encoder = open_encoder(path, tokenizer, recipe.template)
+    encoder = find_encoder(tokenizer, recipe.template)
+    if encoder is None:
+        raise UsageError(
+            f"{path} has no chat template; choose one with --template: {', '.join(FORMATS)}, or a .jinja file"
+        )
     max_new_tokens, context = recipe.max_new_tokens, model.config.max_seq_len
     if max_new_tokens is None:
         max_new_tokens = min(MAX_NEW_TOKENS, max(context // 4, 1))
@@ -146,20 +150,13 @@ def open_conversation(recipe: ChatSettings, notify: Callable[[str], object]) -> 
     )
 
 
-def open_encoder(path: Path, tokenizer: Tokenizer, choice: str) -> ChatEncoder:
-    """The encoder for a model directory or GGUF file.
-
-    `choice` is a name in FORMATS, a .jinja file, or empty for the template that the model carries.
-    Raises UsageError where there is none, or where the format is not for this tokenizer.
-    """
+def find_encoder(tokenizer: Tokenizer, choice: str) -> ChatEncoder | None:
+    """The encoder of a name in FORMATS, of a .jinja file, or, where nothing is chosen, of the template that the model
+    carries, if it has one. Raises UsageError where the format is not for this tokenizer."""
     if choice in FORMATS:
         return ChatEncoder(FORMATS[choice][0], tokenizer)
-    template = read_template(Path(choice)) if choice else _own_template(path)
-    if template is None:
-        raise UsageError(
-            f"{path} has no chat template; choose one with --template: {', '.join(FORMATS)}, or a .jinja file"
-        )
-    return ChatEncoder(TemplateFormat(TemplateRenderer(template), tokenizer), tokenizer)
+    template = read_template(Path(choice)) if choice else tokenizer.chat_template
+    return None if template is None else ChatEncoder(TemplateFormat(TemplateRenderer(template), tokenizer), tokenizer)
 
 
 def find_end_ids(path: Path, encoder: ChatEncoder) -> list[int]:
@@ -167,12 +164,3 @@ def find_end_ids(path: Path, encoder: ChatEncoder) -> list[int]:
     end = encoder.tokenizer.special_id("eos")
     named = read_end_ids(path) if path.is_dir() else []
     return list(dict.fromkeys([*named, *([] if end is None else [end]), *encoder.end_of_answer()]))
-
-
-def _own_template(path: Path) -> str | None:
-    if path.is_dir():
-        return find_template(path)
-    from lamoid.checkpoints.gguf import read_gguf
-
-    template = read_gguf(path).metadata.get("tokenizer.chat_template")
-    return None if template is None else check_template(template, path)

@@ -94,10 +94,10 @@ def prepare(
     store = cache_directory() / "text" / key
     if store.is_dir():
         notify(f"text: tokenized before, in {store}")
-        return _open(store)
+        return _open(store, tokenizer)
     with atomic_directory(store) as temporary:
         _build(temporary, sources, tokenizer, vocab_size, settings | {"key": key}, notify)
-    return _open(store)
+    return _open(store, tokenizer)
 
 
 def _build(
@@ -138,13 +138,14 @@ def _write_heldout(file: Path, corpus: "Corpus") -> None:
             out.write(json.dumps({"text": passage.text, "source": passage.source}, ensure_ascii=False) + "\n")
 
 
-def _open(store: Path) -> PreparedText:
+def _open(store: Path, tokenizer: Tokenizer | None) -> PreparedText:
+    """A store, with the tokenizer that was given: the store's gives the same ids, but may have another chat template."""
     from lamoid.data.packed import id_type
 
     try:
         facts = json.loads((store / MANIFEST_FILE).read_text(encoding="utf-8"))
         lines = (store / HELDOUT_FILE).read_text(encoding="utf-8").split("\n")
-        tokenizer = load_tokenizer(store)
+        tokenizer = tokenizer or load_tokenizer(store)
         tokens = np.memmap(store / TOKENS_FILE, dtype=id_type(tokenizer.vocab_size), mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"{store} is damaged ({error}); delete it, it will be made again") from error

@@ -15,10 +15,11 @@ from lamoid.errors import DataError
 from lamoid.tokenizers.bpe import DIGITS_ALONE
 from lamoid.tokenizers.byte_level import GPT_2, SPLITS, from_merges
 from lamoid.tokenizers.sentencepiece import SPACE, from_pieces
+from lamoid.tokenizers.templates import check_template
 from lamoid.tokenizers.tokenizer import Tokenizer
 from lamoid.tokenizers.vocabulary import TokenType
 
-PREFIX = "tokenizer.ggml."
+PREFIX, CHAT_TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 ROLE_KEYS = {
     "bos": "bos_token_id",
     "eos": "eos_token_id",
@@ -41,13 +42,20 @@ _LLAMA_DEFAULTS = {"bos": (1, TokenType.CONTROL), "eos": (2, TokenType.CONTROL),
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer that a file's metadata describe, None where they describe none.
+    """The tokenizer that a file's metadata describe, with its chat template, None where they describe none.
 
     Tokens that only fill the vocabulary up to the model's size (`[PAD123]`, unused) are left out.
     Raises DataError, naming the key, for another kind and for a vocabulary that contradicts itself.
     """
     if PREFIX + "model" not in metadata:
         return None
+    tokenizer = _tokenizer(metadata)
+    if CHAT_TEMPLATE in metadata:
+        tokenizer.chat_template = check_template(metadata[CHAT_TEMPLATE], CHAT_TEMPLATE)
+    return tokenizer
+
+
+def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata[PREFIX + "model"]
     if kind not in ("llama", "gpt2"):
         raise DataError(
@@ -133,6 +141,8 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     metadata = write(tokenizer, state, vocab_size) | _surroundings(tokenizer)
     metadata |= {ROLE_KEYS[role]: tokenizer.special_id(role) for role in tokenizer.specials}
     metadata = {PREFIX + key: value for key, value in metadata.items()}
+    if tokenizer.chat_template is not None:
+        metadata[CHAT_TEMPLATE] = tokenizer.chat_template
     _check_same(tokenizer, state, metadata)
     return metadata
 

@@ -4,12 +4,14 @@ from pathlib import Path
 
 from lamoid.errors import DataError
 from lamoid.tokenizers.sentencepiece import read_sentencepiece
+from lamoid.tokenizers.templates import find_template
 from lamoid.tokenizers.tiktoken import is_tiktoken, read_tiktoken
 from lamoid.tokenizers.tokenizer import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     Tokenizer,
     name_roles,
+    note_code,
     read_config,
     read_tokenizer_json,
 )
@@ -24,10 +26,17 @@ def has_tokenizer(directory: Path) -> bool:
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Read the tokenizer of a model directory, or a `tokenizer.json` or `tokenizer.model` by itself.
 
-    A directory's `tokenizer.json` comes first; a `tokenizer.model` beside it is kept as it is for `files()`.
-    Raises DataError where the files are missing, too large, or make no tokenizer.
+    A directory's `tokenizer.json` comes first; a `tokenizer.model` beside it is kept as it is for `files()`. With it
+    comes the directory's chat template. Raises DataError where the files are missing, too large, or make no tokenizer.
     """
     path = Path(path)
+    tokenizer, directory = _read(path), path if path.is_dir() else path.parent
+    note_code(read_config(directory / CONFIG_FILE), directory / CONFIG_FILE)
+    tokenizer.chat_template = find_template(directory)
+    return tokenizer
+
+
+def _read(path: Path) -> Tokenizer:
     native = path / NATIVE_FILE
     if path.suffix == native.suffix and not path.is_dir():
         return _read_native(path)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lamoid.errors import CheckpointError, MissingExtra
-from lamoid.tokenizers.tokenizer import CONFIG_FILE, read_config
+from lamoid.tokenizers.tokenizer import CONFIG_FILE, TEMPLATE_FILE, check_encodable, read_config
 
-TEMPLATE_FILE = "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 2**20
 MAX_START_S, MAX_RENDER_S = 60, 5
 MAX_REQUEST_TEXTS, MAX_REQUEST_BYTES = 256, 2**20
@@ -30,7 +29,8 @@ def find_template(directory: Path) -> str | None:
     """The chat template that a model directory carries, None where it has none.
 
     In this order: `chat_template.jinja`; `chat_template` of `chat_template.json` or `tokenizer_config.json`, a text, or
-    a list of named ones, of which it is the one named `default`. Raises CheckpointError where it is no text.
+    a list of named ones, of which it is the one named `default`, if there is one. Raises CheckpointError where it is no
+    text.
     """
     file = directory / TEMPLATE_FILE
     if file.is_file():
@@ -38,12 +38,8 @@ def find_template(directory: Path) -> str | None:
     for file in (directory / "chat_template.json", directory / CONFIG_FILE):
         found = read_config(file).get("chat_template")
         if isinstance(found, list):
-            named = {t.get("name"): t.get("template") for t in found if isinstance(t, dict)}
-            if "default" not in named:
-                raise CheckpointError(
-                    f"{file} has chat templates named {list(named)}, none 'default'; name a .jinja file"
-                )
-            found = named["default"]
+            defaults = (t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default")
+            found = next(defaults, None)
         if found is not None:
             return check_template(found, file)
     return None
@@ -56,19 +52,19 @@ def read_template(file: Path) -> str:
             raise CheckpointError(
                 f"{file} has {file.stat().st_size} bytes; a template has at most {MAX_TEMPLATE_BYTES}"
             )
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode("utf-8")  # as it is, line ends too
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} cannot be read as a chat template: {error}") from error
 
 
-def check_template(template: object, source: Path) -> str:
+def check_template(template: object, source: Path | str) -> str:
     """A template out of a larger file. Raises CheckpointError unless it is a text of a bearable length."""
     if not isinstance(template, str):
         raise CheckpointError(f"{source}: the chat template is a {type(template).__name__}; it must be a text")
-    if len(template) > MAX_TEMPLATE_BYTES:
-        raise CheckpointError(
-            f"{source}: the chat template has {len(template)} characters; at most {MAX_TEMPLATE_BYTES} are read"
-        )
+    n_bytes = len(template.encode("utf-8", "replace"))
+    if n_bytes > MAX_TEMPLATE_BYTES:
+        raise CheckpointError(f"{source}: the chat template has {n_bytes} bytes; at most {MAX_TEMPLATE_BYTES} are read")
+    check_encodable(template, f"{source}: the chat template")
     return template
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -15,9 +16,10 @@ import tokenizers as runtime
 
 from lamoid.errors import DataError
 
-CONFIG_FILE, TOKENIZER_FILE = "tokenizer_config.json", "tokenizer.json"
+CONFIG_FILE, TOKENIZER_FILE, TEMPLATE_FILE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 CANNOT_ENCODE = "the tokenizer cannot encode this text"
-MAX_TOKENIZER_BYTES = 256 * 2**20
+MAX_TOKENIZER_BYTES, MAX_CONFIG_BYTES = 256 * 2**20, 8 * 2**20
+_NEVER_EXECUTED = ("auto_map", "trust_remote_code", "custom_pipelines")
 SPECIAL_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
 _BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _STRAY_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is no UTF-8
@@ -39,10 +41,15 @@ class Tokenizer:
     `specials` names the token of each role in SPECIAL_ROLES that the model has, such as {"bos": "<|begin_of_text|>"}.
     `vocab_size` is the number of ids, special tokens included: the largest id plus one.
     `native` are the files from which it was read, by name, where that was no `tokenizer.json`.
+    `chat_template` is the model's format of conversations, as Jinja source; it decides no ids of texts.
     """
 
     def __init__(
-        self, backend: runtime.Tokenizer, specials: dict[str, str], native: Mapping[str, bytes] | None = None
+        self,
+        backend: runtime.Tokenizer,
+        specials: dict[str, str],
+        native: Mapping[str, bytes] | None = None,
+        chat_template: str | None = None,
     ) -> None:
         backend.encode_special_tokens = True
         backend.no_padding()
@@ -55,7 +62,7 @@ class Tokenizer:
         missing = [specials[role] for role, index in self._special_ids.items() if index is None]
         if missing:
             raise DataError(f"special tokens {missing} are not in the vocabulary; add them to {TOKENIZER_FILE}")
-        self.native = dict(native or {})
+        self.native, self.chat_template = dict(native or {}), chat_template
         self._byte_ids = _byte_ids(backend)
         self._byte_of_id = {index: byte for byte, index in enumerate(self._byte_ids)}
 
@@ -65,16 +72,16 @@ class Tokenizer:
 
     def encode(self, text: str, pair: str | None = None, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text, or of a pair of texts, with the special tokens that the model expects around them."""
-        _check_encodable(text)
+        check_encodable(text)
         if pair is not None:
-            _check_encodable(pair)
+            check_encodable(pair)
         with runtime_errors(CANNOT_ENCODE):
             return self.backend.encode(text, pair, add_special_tokens=add_special_tokens).ids
 
     def encode_many(self, texts: Sequence[str], *, add_special_tokens: bool = False) -> list[list[int]]:
         """Ids of many texts, on all cores. The environment's RAYON_NUM_THREADS limits them."""
         for text in texts:
-            _check_encodable(text)
+            check_encodable(text)
         with runtime_errors(CANNOT_ENCODE):
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return [encoding.ids for encoding in encodings]
@@ -84,7 +91,7 @@ class Tokenizer:
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts)} texts but {len(pairs)} pairs; give one pair for each text")
         for text in (*texts, *(pairs or ())):
-            _check_encodable(text)
+            check_encodable(text)
         inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         with runtime_errors(CANNOT_ENCODE):
             encodings = self.backend.encode_batch(inputs)
@@ -152,9 +159,11 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             **{f"{role}_token": self.specials[role] for role in SPECIAL_ROLES if role in self.specials},
         }
+        template = {} if self.chat_template is None else {TEMPLATE_FILE: self.chat_template.encode()}
         return {
             TOKENIZER_FILE: self.backend.to_str(pretty=True).encode(),
             CONFIG_FILE: (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode(),
+            **template,
             **self.native,
         }
 
@@ -179,10 +188,19 @@ def read_config(file: Path) -> dict[str, Any]:
     """What a `tokenizer_config.json` says, nothing where there is none. Raises DataError where it is no JSON object."""
     if not file.is_file():
         return {}
+    if file.stat().st_size > MAX_CONFIG_BYTES:
+        raise DataError(f"{file} has {file.stat().st_size} bytes; at most {MAX_CONFIG_BYTES} are read")
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")).items())
     except (ValueError, AttributeError, RecursionError) as error:
         raise DataError(f"{file} is not a JSON object: {error}") from error
+
+
+def note_code(config: dict[str, Any], file: Path) -> None:
+    """Say, on standard error, which fields of a configuration name code of the model's own: it is never run."""
+    for field in _NEVER_EXECUTED:
+        if field in config:
+            print(f"note: {file}: {field} is ignored; no code of a model directory is ever run", file=sys.stderr)
 
 
 def name_roles(config: dict[str, Any]) -> dict[str, str]:
@@ -210,12 +228,13 @@ def runtime_errors(what: str) -> Iterator[None]:
         raise DataError(f"{what}: {error}") from error
 
 
-def _check_encodable(text: str) -> None:
+def check_encodable(text: str, what: str = "the text") -> None:
+    """Raise DataError for a text that UTF-8 cannot write."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"the text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is no "
+            f"{what} has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is no "
             f"character; replace it, for example with text.encode('utf-8', 'replace').decode()"
         ) from error
 
