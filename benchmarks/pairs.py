@@ -81,22 +81,30 @@ def report(name: str, unit: str, rates: dict[str, list[float]], facts: dict[str,
         print(f"  {system:<14}{medians[system]:10.1f}   {min(values):.1f} - {max(values):.1f}{ratio}")
     for key, value in facts.items():
         print(f"  {key}: {value}")
-    if out is None:
-        return
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     result = {
-        "benchmark": name,
         "unit": unit,
         "medians": medians,
         "ratios": {peer: medians[own] / medians[peer] for peer in peers},
         "values": rates,
         "facts": facts,
+    }
+    write_proof(name, result, out)
+
+
+def write_proof(name: str, result: dict[str, object], out: Path | None) -> None:
+    """Write a result into the folder `out`, if there is one, with the commit, the machine and the date."""
+    if out is None:
+        return
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    whole = {
+        "benchmark": name,
+        **result,
         "commit": commit,
         "machine": f"{_processor()}, {torch.get_num_threads()} threads",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (out / f"{name}.json").write_text(json.dumps(whole, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _processor() -> str:

@@ -1,10 +1,15 @@
 """What a run's model is measured by on held-out data, between steps of training."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
+from lamoid.data.packing import PackedConversations
 from lamoid.inference.score import score
 from lamoid.models.llama import Llama
+from lamoid.training.objectives import next_token
 
 
 @dataclass(frozen=True)
@@ -25,5 +30,24 @@ def on_text(model: Llama, documents: Sequence[Sequence[int]], n_bytes: int, cont
     def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
         result = score(model, documents, n_bytes, context=context, should_stop=should_stop)
         return Evaluation(result.loss, {"bits_per_byte": result.bits_per_byte}) if result is not None else None
+
+    return evaluate
+
+
+def on_answers(model: Llama, rows: PackedConversations) -> Evaluate:
+    """Loss of a trained token over all examples once; the perplexity beside it."""
+
+    @torch.no_grad()
+    def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
+        was_training, position = model.training, (0, 0)
+        model.eval()
+        loss_sum, n_trained = 0.0, 0
+        while position[0] == 0 and not should_stop():
+            batch, position = rows(position)
+            loss, count = next_token(model, batch)
+            loss_sum, n_trained = loss_sum + float(loss), n_trained + count
+        model.train(was_training)
+        loss_mean = loss_sum / max(n_trained, 1)
+        return None if should_stop() else Evaluation(loss_mean, {"perplexity": math.exp(min(loss_mean, 700.0))})
 
     return evaluate

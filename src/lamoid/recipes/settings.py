@@ -85,3 +85,30 @@ class PretrainSettings(TrainingSettings):
     vocab_size: int | None = option(None, "ids of the tokenizer that is trained")
     heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
     prompt: str = option("", "beginning of the samples (default: the model's own)")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(TrainingSettings):
+    """The settings of fine-tuning."""
+
+    model: str = option("", "a model directory or the name of a fetched model", positional=True)
+    data: list[str] = option([], "conversations or examples: .jsonl, .json, .csv, .tsv or .txt files, compressed too")
+    out: str = option("", "directory of the run; the same command goes on where it stopped")
+    method: str = option(
+        "lora", "what is trained, and what the frozen rest is kept in", choices=("full", "lora", "qlora", "houlsby")
+    )
+    epochs: float = option(3.0, "passes through the data, where --max-steps is not given")
+    weight_decay: float = option(0.0, "weight decay of matrices; norms and biases have none")
+    rank: int = option(8, "rank of LoRA's update of a matrix")
+    alpha: float = option(16.0, "LoRA's update is scaled by alpha / rank")
+    dropout: float = option(0.0, "share of LoRA's inputs that are dropped in training")
+    rslora: bool = option(False, "scale by alpha / √rank instead")
+    targets: list[str] = option(
+        ["all-linear"], "names of the linear layers that LoRA updates, such as q_proj v_proj; all-linear is all"
+    )
+    bottleneck: int = option(64, "width of a Houlsby adapter")
+    train_on: str = option("all", "which of a conversation's answers are trained", choices=("all", "last"))
+    long: str = option("cut", "what happens to a conversation that is longer than a row", choices=("cut", "drop"))
+    template: str = option("", "llama-2, llama-3, or a .jinja file (default: the template that the model carries)")
+    heldout_share: float = option(0.05, "share of the conversations that is held out, at least one")
+    skip_bad: bool = option(False, "count lines that cannot be read, and go on without them")

@@ -1,0 +1,61 @@
+"""`lamoid finetune`: a model that exists and examples of what it should do -> one that does it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lamoid.errors import UsageError
+from lamoid.recipes.recipe import say
+from lamoid.recipes.settings import FinetuneSettings
+
+_ELSEWHERE = {"out", "data", "template", "threads", "device", "resume", "force"}
+_REPORTING = {"eval_every", "sample_every", "patience", "keep", "tensorboard", "epochs"}
+MAY_CHANGE = _ELSEWHERE | _REPORTING
+"""Settings that may differ when a run goes on; the data and the model are compared by their content."""
+
+
+@dataclass(frozen=True)
+class Recipe(FinetuneSettings):
+    """Teach a model to answer as in these conversations: all its weights, adapters, LoRA, or LoRA on a 4-bit base."""
+
+
+def run(recipe: Recipe) -> int:
+    """Read the data, adapt the model, fill in what was not given, train, and say where the result lies."""
+    from lamoid.checkpoints.run_directory import RunDirectory
+    from lamoid.recipes.evaluation import on_answers
+    from lamoid.recipes.fit import fit
+    from lamoid.recipes.instruct import answer, choose, read_data
+    from lamoid.recipes.load import check_device, load_with_tokenizer, model_directory
+    from lamoid.recipes.methods import adapt, describe, form_of
+    from lamoid.recipes.resume import with_earlier
+    from lamoid.training.objectives import next_token
+
+    if not recipe.model or not recipe.data or not recipe.out:
+        raise UsageError(
+            "a model, --data and --out are needed, such as: lamoid finetune smollm2 --data chats.jsonl --out runs/mine"
+        )
+    with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
+        given, origin = with_earlier(recipe, directory.path), model_directory(recipe.model).absolute()
+        model, tokenizer = load_with_tokenizer(origin, recipe.threads)
+        data = read_data(given, origin, tokenizer, model.config.max_seq_len, say)
+        chosen = choose(given, data)
+        adapt(model.to(check_device(chosen.device)), chosen)
+        model.gradient_checkpointing = chosen.gradient_checkpointing
+        say(f"method: {chosen.method}; {describe(model)}")
+        say(
+            f"schedule: {chosen.max_steps:,} steps; an epoch has {data.training.rows_per_epoch:,} rows of {chosen.context}"
+        )
+        settings = {name: value for name, value in asdict(chosen).items() if name not in MAY_CHANGE}
+        code = fit(
+            chosen,
+            directory,
+            model,
+            form_of(chosen.method, model, tokenizer, origin),
+            data.training,
+            next_token,
+            evaluate=on_answers(model, data.heldout),
+            sample=lambda: answer(model, tokenizer, data),
+            identity={"data": data.key, "tokenizer": tokenizer.fingerprint(), **settings},
+        )
+    if code == 0:
+        say(f"the best model is in {recipe.out}; try: lamoid chat {recipe.out}")
+    return code
