@@ -74,7 +74,7 @@ class LoraLinear(nn.Module):
     def __init__(self, linear: nn.Linear | Nf4Linear, config: LoraConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.linear, self.config, self.dropout = linear, config, nn.Dropout(config.dropout)
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         device = (linear.codes if isinstance(linear, Nf4Linear) else linear.weight).device
         a = torch.randn(config.rank, self.in_features, generator=generator) / math.sqrt(self.in_features)
         self.lora_A = nn.Parameter(a.to(device))
@@ -83,6 +83,11 @@ class LoraLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*rest in"]) -> Float[Tensor, "*rest out"]:
         low = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A) * self.config.scale
         return self.linear(x) + F.linear(low, self.lora_B).to(x.dtype)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b."""
+        return self.linear.bias
 
     @property
     def weight(self) -> Float[Tensor, "out in"]:
