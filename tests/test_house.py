@@ -19,6 +19,7 @@ LEVELS = {
     "tokenizers": 1,
     "models": 2,
     "data": 2,
+    "adapt": 2,
     "checkpoints": 3,
     "training": 3,
     "inspect": 3,

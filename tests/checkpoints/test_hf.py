@@ -17,8 +17,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lamoid.checkpoints.hf import MAX_JSON_BYTES, config_from_hf, config_to_hf, read_config, read_model, write_model
-from lamoid.checkpoints.store import atomic_directory
+from lamoid.checkpoints.hf import config_from_hf, config_to_hf, read_config, read_model, write_model
+from lamoid.checkpoints.store import MAX_JSON_BYTES, atomic_directory
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.nn.positions import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling

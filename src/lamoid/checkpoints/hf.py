@@ -4,7 +4,6 @@ The configuration carries RoPE in both spellings: `rope_parameters` (transformer
 """
 
 import dataclasses
-import json
 import re
 import sys
 from pathlib import Path
@@ -16,13 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lamoid.checkpoints.name_maps import LLAMA_FIELDS, llama_to_hf
+from lamoid.checkpoints.store import read_object, write_object
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.nn.positions import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 from lamoid.tokenizers.tokenizer import Tokenizer, note_code
 
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
-MAX_JSON_BYTES = 8 * 2**20
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -40,8 +39,8 @@ def write_model(directory: Path, model: Llama, tokenizer: Tokenizer | None) -> N
 def write_description(directory: Path, config: LlamaConfig, dtype: str, tokenizer: Tokenizer | None) -> None:
     """Write all files of a model directory but the weights, whose dtype is named as torch names it, such as `bfloat16`."""
     special_ids = _special_ids(tokenizer)
-    _write(directory / CONFIG_FILE, config_to_hf(config) | {"dtype": dtype, "torch_dtype": dtype} | special_ids)
-    _write(directory / "generation_config.json", special_ids | {"do_sample": False})
+    write_object(directory / CONFIG_FILE, config_to_hf(config) | {"dtype": dtype, "torch_dtype": dtype} | special_ids)
+    write_object(directory / "generation_config.json", special_ids | {"do_sample": False})
     for name, content in (tokenizer.files() if tokenizer is not None else {}).items():
         (directory / name).write_bytes(content)
 
@@ -72,7 +71,7 @@ def read_model(directory: Path, *, dtype: torch.dtype | None = None) -> Llama:
 def read_config(directory: Path) -> LlamaConfig:
     """The configuration of a model directory. Raises CheckpointError naming the field that is wrong."""
     file = directory / CONFIG_FILE
-    raw = _read_object(file)
+    raw = read_object(file)
     note_code(raw, file)
     try:
         return config_from_hf(raw)
@@ -263,7 +262,7 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / WEIGHTS_FILE).is_file():  # before the index, as transformers does where both are there
         return [directory / WEIGHTS_FILE]
     if (directory / INDEX_FILE).is_file():
-        index = _read_object(directory / INDEX_FILE).get("weight_map")
+        index = read_object(directory / INDEX_FILE).get("weight_map")
         if not isinstance(index, dict):
             raise CheckpointError(f"{directory / INDEX_FILE}: weight_map is missing")
         names = sorted({str(name) for name in index.values()})
@@ -297,21 +296,3 @@ def _check_tensors(directory: Path, wanted: dict[str, torch.Size], found: dict[s
     ]
     if problems:
         raise CheckpointError(f"{directory} does not fit its {CONFIG_FILE}: {'; '.join(problems)}")
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise CheckpointError(f"{file} does not exist; a model is a Hugging Face directory with {CONFIG_FILE}")
-    if file.stat().st_size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{file} has {file.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file} holds {type(raw).__name__}; a JSON object is expected")
-    return raw
-
-
-def _write(file: Path, value: dict[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

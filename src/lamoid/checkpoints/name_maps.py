@@ -27,6 +27,14 @@ _LLAMA_TENSORS = [
     (r"layers\.(\d+)\.attention\.", r"model.layers.\1.self_attn."),
     (r"layers\.(\d+)\.feed_forward\.", r"model.layers.\1.mlp."),
 ]
+_TENSORS_OF_HF = [
+    (r"model\.embed_tokens\.", "embedding."),
+    (r"model\.norm\.", "norm."),
+    (r"model\.layers\.(\d+)\.input_layernorm\.", r"layers.\1.attention_norm."),
+    (r"model\.layers\.(\d+)\.post_attention_layernorm\.", r"layers.\1.feed_forward_norm."),
+    (r"model\.layers\.(\d+)\.self_attn\.", r"layers.\1.attention."),
+    (r"model\.layers\.(\d+)\.mlp\.", r"layers.\1.feed_forward."),
+]
 _GGUF_TENSORS = [
     (r"embedding\.", "token_embd."),
     (r"norm\.", "output_norm."),
@@ -51,6 +59,11 @@ _META_TENSORS = [
 def llama_to_hf(name: str) -> str:
     """`layers.0.attention.q_proj.weight` → `model.layers.0.self_attn.q_proj.weight`."""
     return _rename(name, _LLAMA_TENSORS)
+
+
+def llama_from_hf(name: str) -> str:
+    """`model.layers.0.self_attn.q_proj.weight` → `layers.0.attention.q_proj.weight`."""
+    return _rename(name, _TENSORS_OF_HF)
 
 
 def llama_to_gguf(name: str) -> str:

@@ -11,10 +11,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from lamoid.errors import CheckpointError, RunError
 
 CHECKSUMS_FILE = "checksums.json"
+MAX_JSON_BYTES = 8 * 2**20
 _TEMPORARY = ".lamoid-tmp-"
 
 
@@ -59,6 +61,26 @@ def write_json(path: Path, value: object) -> None:
     """Write a small JSON file, human-readable, whole or not at all."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError where it is not there, too large, or something else."""
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist; a model is a Hugging Face directory with config.json")
+    if file.stat().st_size > MAX_JSON_BYTES:
+        raise CheckpointError(f"{file} has {file.stat().st_size} bytes; at most {MAX_JSON_BYTES} are read")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file} holds {type(raw).__name__}; a JSON object is expected")
+    return raw
+
+
+def write_object(file: Path, value: dict[str, Any]) -> None:
+    """A JSON file, into a folder that the caller makes final."""
+    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def verify(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""`lamoid.load`: a model directory, a GGUF file or the name of a fetched model -> (model, tokenizer)."""
+"""`lamoid.load`: a model or adapter directory, a GGUF file or the name of a fetched model -> (model, tokenizer)."""
 
 import os
 from pathlib import Path
@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[Llama, Tokenizer | None]":
     """Load the model of a Hugging Face directory, a GGUF file or a fetched model, and its tokenizer, or None where it has none.
 
-    `dtype` None keeps what the files have; quantized weights become float32. Raises CheckpointError or DataError
-    naming the file or field that is wrong.
+    The directory of an adapter gives its base with the adapter in place, unmerged. `dtype` None keeps what the files
+    have; quantized weights become float32. Raises CheckpointError or DataError naming the file or field that is wrong.
     """
     if is_gguf(path):
         from lamoid.checkpoints.gguf_llama import read_gguf_model
 
         return read_gguf_model(Path(path).expanduser(), dtype=dtype)
     from lamoid.checkpoints.hf import read_model
+    from lamoid.checkpoints.peft import is_adapter
+    from lamoid.recipes.adapted import load_adapted
 
     directory = model_directory(path)
+    if is_adapter(directory):
+        model, base = load_adapted(directory, dtype=dtype)
+        return model, find_tokenizer(directory) or find_tokenizer(base)
     return read_model(directory, dtype=dtype), find_tokenizer(directory)
 
 
