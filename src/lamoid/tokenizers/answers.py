@@ -146,14 +146,13 @@ def _n_common(a: str, b: str) -> int:
 
 def _first_of_tail(text: str, specials: Sequence[Span], end: int) -> int | None:
     """The end of the first special tokens behind which only special tokens and white space follow; None without them."""
-    tail: list[Span] = []
+    found: int | None = None
     for a, b in reversed(specials):
         if text[b:end].strip():
             break
-        tail.insert(0, (a, b))
+        found = found if b == end and found is not None else b
         end = a
-    ends = [b for (_, b), (following, _) in zip(tail, [*tail[1:], (-1, -1)], strict=True) if b != following]
-    return ends[0] if ends else None
+    return found
 
 
 def _with_offsets(encoder: ChatEncoder) -> dict[int, runtime.Tokenizer]:
