@@ -21,7 +21,7 @@ from lamoid.adapt.adapters import AdaptedLinear, AdapterConfig, add_adapters
 from lamoid.adapt.lora import LoraConfig, LoraLinear, add_lora
 from lamoid.adapt.nf4 import DTYPES, Nf4Config, Nf4Linear, offsets_of, quantize_base
 from lamoid.checkpoints.hf import CONFIG_FILE
-from lamoid.checkpoints.hf_stream import CHAT_TEMPLATE_FILE, GENERATION_FILE, open_hf, read_chat_template
+from lamoid.checkpoints.hf_stream import GENERATION_FILE, open_hf
 from lamoid.checkpoints.name_maps import llama_from_hf, llama_to_hf
 from lamoid.checkpoints.source import fingerprint
 from lamoid.checkpoints.store import read_object, write_object
@@ -88,9 +88,6 @@ def write_adapter(directory: Path, model: Llama, tokenizer: Tokenizer | None, ba
     save_file({_to_peft(n): t for n, t in trained.items()}, directory / TENSORS_FILE, metadata={"format": "pt"})
     for name, content in (tokenizer.files() if tokenizer is not None else {}).items():
         (directory / name).write_bytes(content)
-    template = read_chat_template(base)
-    if template is not None and not (directory / CHAT_TEMPLATE_FILE).is_file():
-        (directory / CHAT_TEMPLATE_FILE).write_text(template, encoding="utf-8")
     if (base / GENERATION_FILE).is_file():
         shutil.copyfile(base / GENERATION_FILE, directory / GENERATION_FILE)
 
