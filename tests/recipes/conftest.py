@@ -41,22 +41,23 @@ def _call(arguments: list[str], log: str, environment: dict[str, str]) -> None:
 
 
 class Run:
-    """`lamoid pretrain` on a small corpus, always with the same command."""
+    """`lamoid pretrain`, or another verb, on a small corpus, always with the same command."""
 
-    def __init__(self, folder: Path, corpus: Path, **flags: object) -> None:
-        self.out, self.log = folder / "run", folder / "log.txt"
-        self.flags = {"data": corpus, "out": self.out, **self.defaults(), **flags}
+    def __init__(self, folder: Path, corpus: Path, verb: tuple[str, ...] = ("pretrain",), **flags: object) -> None:
+        self.out, self.log, self.verb = folder / "run", folder / "log.txt", verb
+        own = {"vocab-size": 300} if verb == ("pretrain",) else {}
+        self.flags = {"data": corpus, "out": self.out, **own, **self.defaults(), **flags}
         self.environment = {"XDG_CACHE_HOME": str(corpus.parent / "cache")}
 
     @staticmethod
     def defaults() -> dict[str, object]:
-        sizes = {"vocab-size": 300, "context": 32, "batch-rows": 2, "max-steps": 40, "threads": 1}
+        sizes = {"context": 32, "batch-rows": 2, "max-steps": 40, "threads": 1}
         return sizes | {"eval-every": 5, "sample-every": 0, "learning-rate": 0.003}
 
     def start(self, **flags: object):
         together = self.flags | flags
         flags_given = (f"--{name}" if value is True else f"--{name}={value}" for name, value in together.items())
-        arguments = ["pretrain", *flags_given]
+        arguments = [*self.verb, *flags_given]
         process = _CONTEXT.Process(target=_call, args=(arguments, str(self.log), self.environment))
         process.start()
         return process
@@ -78,7 +79,8 @@ class Run:
         return [tuple(sorted((k, repr(v)) for k, v in r.items() if k not in timed)) for r in self.records()]
 
     def weights(self) -> bytes:
-        return (self.out / "model.safetensors").read_bytes()
+        names = ("model.safetensors", "adapter_model.safetensors")
+        return next(file for name in names if (file := self.out / name).is_file()).read_bytes()
 
     def messages(self) -> str:
         return self.log.read_text(encoding="utf-8") if self.log.is_file() else ""
