@@ -52,3 +52,11 @@ def smollm2() -> Path:
     from lamoid.recipes.fetch import fetch
 
     return fetch("smollm2", print)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The directory of the real all-MiniLM-L6-v2, a BERT of 6 layers, fetched once a session as a user would."""
+    from lamoid.recipes.fetch import fetch
+
+    return fetch("minilm", print)

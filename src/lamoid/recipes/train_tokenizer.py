@@ -12,8 +12,8 @@ from lamoid.recipes.recipe import option
 
 if TYPE_CHECKING:
     from lamoid.data.sources import Source
-    from lamoid.tokenizers.tokenizer import Tokenizer
-KINDS, PASSAGE_BYTES = ("bpe", "char", "sentencepiece", "tiktoken"), 32_768
+KINDS = ("bpe", "char", "sentencepiece", "tiktoken", "wordpiece", "roberta", "gpt2")
+PASSAGE_BYTES = 32_768
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,14 @@ class Recipe:
 
     data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
     out: str = option("", "directory to write")
-    kind: str = option("bpe", "byte-level BPE, characters, Llama 2's SentencePiece, or Llama 3's file", choices=KINDS)
+    kind: str = option(
+        "bpe",
+        "Lamoid's byte-level BPE, characters, or the kind of Llama 1 and 2, Llama 3, BERT, RoBERTa, GPT-2",
+        choices=KINDS,
+    )
     vocab_size: int | None = option(None, "ids, special tokens included (8192; sentencepiece: 32000; char: all)")
     split_digits: bool = option(False, "make each digit a token of its own (bpe; sentencepiece always does)")
+    cased: bool = option(False, "keep capital letters and accents (wordpiece)")
     sample_bytes: int | None = option(None, "text to train on, spread evenly (default: what fits into 200 MB)")
     json: bool = option(False, "print what was made as one JSON object")
 
@@ -33,6 +38,7 @@ def run(recipe: Recipe) -> int:
     """Read a sample of the data, train, write the directory."""
     from lamoid.checkpoints.store import atomic_file
     from lamoid.data.sources import find_sources, first_texts
+    from lamoid.recipes.tokenizer_kinds import train
     from lamoid.tokenizers.bpe import affordable_bytes
 
     if not recipe.data or not recipe.out:
@@ -40,7 +46,8 @@ def run(recipe: Recipe) -> int:
     sources = find_sources(recipe.data)
     n_bytes = sum(source.n_bytes for source in sources)
     sample_bytes = recipe.sample_bytes or affordable_bytes(first_texts(sources))
-    tokenizer = _train(recipe, _sample(sources, n_bytes, sample_bytes))
+    texts = _sample(sources, n_bytes, sample_bytes)
+    tokenizer = train(recipe.kind, texts, recipe.vocab_size, split_digits=recipe.split_digits, cased=recipe.cased)
     out = Path(recipe.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -52,20 +59,6 @@ def run(recipe: Recipe) -> int:
     facts = {"out": str(out), "kind": recipe.kind, "vocab_size": tokenizer.vocab_size, "bytes": n_bytes}
     print(json.dumps(facts) if recipe.json else f"{out}: {recipe.kind}, {tokenizer.vocab_size:,} ids")
     return 0
-
-
-def _train(recipe: Recipe, texts: Iterator[str]) -> "Tokenizer":
-    from lamoid.tokenizers import bpe, char, sentencepiece, tiktoken
-
-    if recipe.kind == "char":
-        return char.train_char(texts, recipe.vocab_size)
-    if recipe.kind == "sentencepiece":
-        return sentencepiece.train_sentencepiece(texts, recipe.vocab_size or 32_000)
-    if recipe.kind == "tiktoken":  # Llama 3's special tokens in place of ours
-        n_more = len(tiktoken.LLAMA_3_SPECIAL_TOKENS) - len(bpe.SPECIAL_TOKENS)
-        learned = bpe.train_bpe(texts, (recipe.vocab_size or 8192) - n_more)
-        return tiktoken.read_tiktoken(tiktoken.write_tiktoken(learned))
-    return bpe.train_bpe(texts, recipe.vocab_size or 8192, split_digits=recipe.split_digits)
 
 
 def _sample(sources: "list[Source]", n_bytes: int, sample_bytes: int) -> Iterator[str]:

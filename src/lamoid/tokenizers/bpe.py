@@ -65,20 +65,23 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, split_digits: bool = Fal
     if n_learned < N_BYTES:
         lowest = N_BYTES + len(SPECIAL_TOKENS)
         raise UsageError(f"vocab_size is {vocab_size}; the bytes and the special tokens alone need {lowest}")
-    backend = runtime.Tokenizer(models.BPE())
     split = WORDS.format(digits=DIGITS_ALONE if split_digits else DIGITS_IN_THREES)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(runtime.Regex(split), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    backend.decoder = decoders.ByteLevel()
+    words = [
+        pre_tokenizers.Split(runtime.Regex(split), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+    return finish(learn_merges(texts, n_learned, pre_tokenizers.Sequence(words)))
+
+
+def learn_merges(texts: Iterable[str], n_tokens: int, words: pre_tokenizers.PreTokenizer) -> runtime.Tokenizer:
+    """A runtime with `n_tokens` tokens, the 256 bytes among them and none special; `words` cuts the texts."""
+    backend = runtime.Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = words, decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=n_learned, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=n_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     backend.train_from_iterator(texts, trainer)
-    return finish(backend)
+    return backend
 
 
 def finish(backend: runtime.Tokenizer) -> Tokenizer:

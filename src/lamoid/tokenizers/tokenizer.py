@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers as runtime
+from tokenizers import normalizers, pre_tokenizers, processors
 
 from lamoid.errors import DataError
 
@@ -155,7 +156,7 @@ class Tokenizer:
     def files(self) -> dict[str, bytes]:
         """Name and content of each file that a model directory needs, for whoever writes it."""
         config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
+            **_class_in_transformers(self.backend),
             "clean_up_tokenization_spaces": False,
             **{f"{role}_token": self.specials[role] for role in SPECIAL_ROLES if role in self.specials},
         }
@@ -166,6 +167,21 @@ class Tokenizer:
             **template,
             **self.native,
         }
+
+
+def _class_in_transformers(backend: runtime.Tokenizer) -> dict[str, Any]:
+    """The class that opens the files, with what it is made from: BERT's and RoBERTa's, which transformers builds anew."""
+    before, words, after = backend.normalizer, backend.pre_tokenizer, backend.post_processor
+    if isinstance(before, normalizers.BertNormalizer) and isinstance(words, pre_tokenizers.BertPreTokenizer):
+        return {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": before.lowercase,
+            "strip_accents": before.strip_accents,
+            "tokenize_chinese_chars": before.handle_chinese_chars,
+        }
+    if isinstance(after, processors.RobertaProcessing) and isinstance(words, pre_tokenizers.ByteLevel):
+        return {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": words.add_prefix_space}
+    return {"tokenizer_class": "PreTrainedTokenizerFast"}
 
 
 def read_tokenizer_json(path: str | Path) -> Tokenizer:
