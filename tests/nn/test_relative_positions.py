@@ -35,9 +35,7 @@ def test_alibis_slopes_of_the_paper() -> None:
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("n_buckets", "max_distance"), [(32, 128), (8, 20), (16, 64)])
-def test_t5s_buckets_and_bias_are_those_of_transformers(
-    bidirectional: bool, n_buckets: int, max_distance: int
-) -> None:
+def test_t5s_buckets_and_bias_are_those_of_transformers(bidirectional: bool, n_buckets: int, max_distance: int) -> None:
     from transformers import T5Config
     from transformers.models.t5.modeling_t5 import T5Attention
 

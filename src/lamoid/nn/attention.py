@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -81,16 +82,15 @@ def attend_fused(
     if bias is not None:
         added = bias(distances(n_queries, n_keys, q.device, causal=causal)).to(q.dtype)[None]
         added = added if mask is None else added.masked_fill(~mask, -torch.inf)
-    settings = {"dropout_p": dropout, "scale": scale}
+    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scale)
     if n_queries == 1:
         grouped = q.unflatten(1, (-1, group)).squeeze(3)
         if bias is not None and added is not None:
             added = added.unflatten(1, (-1, group)).squeeze(3)
-        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=added, **settings).flatten(1, 2).unsqueeze(2)
+        return attend(grouped, k, v, attn_mask=added).flatten(1, 2).unsqueeze(2)
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    is_causal = causal and added is None
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=added, is_causal=is_causal, **settings)
+    return attend(q, k, v, attn_mask=added, is_causal=causal and added is None)
 
 
 PATHS: dict[AttentionPath, Callable[..., Tensor]] = {

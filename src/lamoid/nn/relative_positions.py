@@ -18,7 +18,7 @@ ScoreBias = Callable[[Tensor], Tensor]
 def distances(
     n_queries: int, n_keys: int, device: torch.device | str | None = None, *, causal: bool = True
 ) -> Int[Tensor, "T S"]:
-    """Key position minus query position. In causal attention the last query stands at the last key, else the first at the first."""
+    """Key position minus query position; causal: the last query stands at the last key, else the first at the first."""
     offset = n_keys - n_queries if causal else 0
     keys, queries = torch.arange(n_keys, device=device), torch.arange(n_queries, device=device) + offset
     return keys[None, :] - queries[:, None]
@@ -94,9 +94,7 @@ class ShawPositions(nn.Module):
         self.keys = nn.Parameter(torch.zeros(2 * max_distance + 1, head_dim))
         self.values = nn.Parameter(torch.zeros(2 * max_distance + 1, head_dim))
 
-    def scores(
-        self, q: Float[Tensor, "B H T E"], distances: Int[Tensor, "T S"]
-    ) -> Float[Tensor, "B H T S"]:
+    def scores(self, q: Float[Tensor, "B H T E"], distances: Int[Tensor, "T S"]) -> Float[Tensor, "B H T S"]:
         """qᵢ · a^K, before the scores are scaled."""
         rows = self._rows(distances)
         return (q @ self.keys.T).gather(-1, rows.expand(*q.shape[:2], *rows.shape))

@@ -23,4 +23,4 @@ def add_sublayer(
     """
     if place == "pre":
         return x + dropout(sublayer(norm(x)))
-    return norm(x + dropout(sublayer(x)))  # type: ignore[no-any-return]
+    return norm(x + dropout(sublayer(x)))
