@@ -151,9 +151,6 @@ class PooledEncoder(nn.Module):
         self.encoder, self.pooler = encoder, pooler
         self.config = encoder.config
 
-    def tie_weights(self) -> None:
-        """Nothing is tied."""
-
     def forward(
         self,
         input_ids: Int[Tensor, "B T"],
