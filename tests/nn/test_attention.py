@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lamoid.nn.attention import Attention, attend_explicitly, attend_fused
+from lamoid.nn.kv_cache import KVCache
 from lamoid.nn.positions import RoPE
 
 H = 12
@@ -128,3 +129,51 @@ def test_values_are_not_rotated() -> None:
     torch.testing.assert_close(far, near)
     value = attention.v_proj(x).unflatten(-1, (2, 8)).repeat_interleave(2, dim=2).flatten(2)
     torch.testing.assert_close(near, F.linear(value, attention.o_proj.weight))
+
+
+@pytest.mark.parametrize("path", ["explicit", "fused", "tiled"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_cross_attention_is_pytorchs(path: str, padded: bool) -> None:
+    ours = Attention(24, 4, 4, 6, bias=True, path=path, causal=False)  # type: ignore[arg-type]
+    theirs = nn.MultiheadAttention(24, 4, batch_first=True)
+    projections = (ours.q_proj, ours.k_proj, ours.v_proj)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in projections]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in projections]).normal_())
+        for projection, part in zip(projections, theirs.in_proj_bias.chunk(3), strict=True):
+            projection.bias.copy_(part)
+        theirs.out_proj.load_state_dict(ours.o_proj.state_dict())
+    x, memory = torch.randn(2, 5, 24), torch.randn(2, 7, 24)
+    seen = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    expected, _ = theirs(x, memory, memory, key_padding_mask=~seen if padded else None)
+    mask = seen[:, None, None, :] if padded else None
+    torch.testing.assert_close(ours(x, mask=mask, memory=memory), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["explicit", "fused", "tiled"])
+def test_cross_attention_reads_its_memory_once(path: str) -> None:
+    attention = Attention(20, 4, 2, 8, path=path, causal=False)  # type: ignore[arg-type]
+    x, memory, cache = torch.randn(2, 3, 20), torch.randn(2, 7, 20), KVCache(1)
+    whole = attention(x, memory=memory)
+    first = attention(x[:, :1], memory=memory, cache=cache)
+    cache.length = 7
+    rest = attention(x[:, 1:], memory=memory[:, :0], cache=cache)  # nothing new to remember
+    torch.testing.assert_close(torch.cat((first, rest), dim=1), whole)
+
+
+@pytest.mark.parametrize("path", ["explicit", "fused", "tiled"])
+def test_dropout_is_for_training_alone(path: str) -> None:
+    attention = Attention(20, 4, 2, 8, path=path, dropout=0.5)  # type: ignore[arg-type]
+    x = torch.randn(1, 7, 20)
+    assert not torch.equal(attention(x), attention(x))
+    attention.eval()
+    assert torch.equal(attention(x), attention(x))
+
+
+def test_every_path_is_one_function_with_rope_and_its_own_scale() -> None:
+    x, rope, outs = torch.randn(2, 9, 20), RoPE(8)(torch.arange(9)[None]), []
+    for path in ("explicit", "fused", "tiled"):
+        torch.manual_seed(5)
+        outs.append(Attention(20, 4, 2, 8, path=path, scale=0.7)(x, rope))  # type: ignore[arg-type]
+    torch.testing.assert_close(outs[0], outs[1])
+    torch.testing.assert_close(outs[0], outs[2])

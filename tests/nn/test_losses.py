@@ -119,3 +119,17 @@ def test_ignored_positions_have_no_logits() -> None:
     with LargestTensor() as spy:
         chunked_cross_entropy(hidden, weight, labels, 400)
     assert spy.n_elements == 5 * 500
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_smoothed_labels_and_a_bias_equal_pytorch(label_smoothing: float, has_bias: bool) -> None:
+    hidden, weight, labels = a_problem(dtype=torch.float64)
+    bias = torch.randn(31, dtype=torch.float64, requires_grad=True) if has_bias else None
+    labels[[2, 3, 22]] = IGNORED
+    logits = F.linear(hidden, weight, bias)
+    theirs = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)
+    ours = chunked_cross_entropy(hidden, weight, labels, 5, bias=bias, label_smoothing=label_smoothing)
+    torch.testing.assert_close(ours, theirs)
+    wanted = [hidden, weight, *([bias] if bias is not None else [])]
+    torch.testing.assert_close(torch.autograd.grad(ours, wanted), torch.autograd.grad(theirs, wanted))

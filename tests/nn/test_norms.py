@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from lamoid.nn.norms import RMSNorm
+from lamoid.nn.norms import LayerNorm, RMSNorm
 
 SHAPES = [(7,), (3, 5), (2, 3, 33)]
 
@@ -77,3 +77,22 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(
         lambda x, gain: torch.func.functional_call(norm, {"weight": gain}, x), (x, norm.weight)
     )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.1])
+def test_layer_norm_is_the_formula_and_pytorchs(shape: tuple[int, ...], eps: float) -> None:
+    ours, theirs = LayerNorm(shape[-1], eps), nn.LayerNorm(shape[-1], eps)
+    assert ours.weight.tolist() == [1] * shape[-1] and ours.bias.tolist() == [0] * shape[-1]
+    for parameter in ours.parameters():
+        nn.init.normal_(parameter)
+    theirs.load_state_dict(ours.state_dict())
+    x = (torch.randn(shape) * 3 + 2).requires_grad_()
+    wide = x.detach().double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    normalised = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+    expected = normalised * ours.weight.double() + ours.bias.double()
+    torch.testing.assert_close(ours(x).double(), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(ours(x), theirs(x))
+    half = x.detach().bfloat16()
+    torch.testing.assert_close(ours.bfloat16()(half).float(), expected.float(), rtol=0.05, atol=0.1)

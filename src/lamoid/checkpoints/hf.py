@@ -1,74 +1,94 @@
 """Hugging Face directories: config.json and safetensors <-> a model. Anything written here opens in transformers as it is.
 
-The configuration carries RoPE in both spellings: `rope_parameters` (transformers 5), `rope_theta` and `rope_scaling` (4).
+`SPELLINGS` says which types of models there are; each has a file that knows its names.
 """
 
-import dataclasses
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from lamoid.checkpoints.name_maps import LLAMA_FIELDS, llama_to_hf
+from lamoid.checkpoints.hf_bert import BERT, ROBERTA
+from lamoid.checkpoints.hf_gpt2 import GPT_2
+from lamoid.checkpoints.hf_llama import LLAMA
+from lamoid.checkpoints.hf_own import TRANSFORMER, VARIANT
+from lamoid.checkpoints.spelling import Spelling
 from lamoid.checkpoints.store import read_object, write_object
-from lamoid.errors import CheckpointError, UsageError
-from lamoid.models.llama import Llama, LlamaConfig
-from lamoid.nn.positions import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from lamoid.errors import CheckpointError
 from lamoid.tokenizers.tokenizer import Tokenizer, note_code
 
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+SPELLINGS: dict[str, Spelling] = {
+    "llama": LLAMA,
+    "gpt2": GPT_2,
+    "bert": BERT,
+    "roberta": ROBERTA,
+    "lamoid_transformer": TRANSFORMER,
+    "lamoid_variant": VARIANT,
+}
+"""The models that a directory can hold, by the `model_type` of its config.json."""
 
-def write_model(directory: Path, model: Llama, tokenizer: Tokenizer | None) -> None:
+
+def write_model(directory: Path, model: nn.Module, tokenizer: Tokenizer | None) -> None:
     """Write a model and its tokenizer as a Hugging Face directory, into a folder that the caller makes final.
 
-    Tied embeddings are written once. Weights keep their dtype.
+    Tied embeddings are written once. Weights keep their dtype. Raises UsageError for what transformers has no class for.
     """
+    spelling = _spelling_of(model.config)
+    described = spelling.describe(model)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    tensors = {llama_to_hf(name): p.detach().contiguous() for name, p in model.named_parameters()}
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    write_description(directory, model.config, dtype, tokenizer)
+    save_file(_packed(spelling, model), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_description(directory, model.config, dtype, tokenizer, described)
 
 
-def write_description(directory: Path, config: LlamaConfig, dtype: str, tokenizer: Tokenizer | None) -> None:
-    """Write all files of a model directory but the weights, whose dtype is named as torch names it, such as `bfloat16`."""
+def write_description(
+    directory: Path, config: Any, dtype: str, tokenizer: Tokenizer | None, described: dict[str, Any] | None = None
+) -> None:
+    """Write all files of a model directory but the weights, whose dtype is named as torch names it, such as `bfloat16`.
+
+    `described` is what config.json says beyond the configuration, such as the model's class.
+    """
     special_ids = _special_ids(tokenizer)
-    write_object(directory / CONFIG_FILE, config_to_hf(config) | {"dtype": dtype, "torch_dtype": dtype} | special_ids)
+    content = config_to_hf(config) | (described or {}) | {"dtype": dtype, "torch_dtype": dtype} | special_ids
+    write_object(directory / CONFIG_FILE, content)
     write_object(directory / "generation_config.json", special_ids | {"do_sample": False})
-    for name, content in (tokenizer.files() if tokenizer is not None else {}).items():
-        (directory / name).write_bytes(content)
+    for name, file in (tokenizer.files() if tokenizer is not None else {}).items():
+        (directory / name).write_bytes(file)
 
 
-def read_model(directory: Path, *, dtype: torch.dtype | None = None) -> Llama:
+def read_model(directory: Path, *, dtype: torch.dtype | None = None) -> nn.Module:
     """Build the model that a directory describes and fill it; `dtype` None keeps the files'.
 
     Raises CheckpointError naming the file or field that is wrong, or every tensor that is missing, superfluous or
     misshapen, in one message; no half-loaded model is returned.
     """
+    raw = read_object(directory / CONFIG_FILE)
     config = read_config(directory)
+    spelling = _spelling_of(config)
     tensors = _read_tensors(directory)
-    with torch.device("meta"):
-        model = Llama(config)
-    wanted = {llama_to_hf(name): (name, p.shape) for name, p in model.named_parameters()}
-    tensors = {name: t for name, t in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
-    if config.tied_embeddings:
-        tensors.pop("lm_head.weight", None)
-    _check_tensors(directory, {name: shape for name, (_, shape) in wanted.items()}, tensors)
-    state = {wanted[name][0]: t if dtype is None else t.to(dtype) for name, t in tensors.items()}
-    if config.tied_embeddings:
-        state["lm_head.weight"] = state["embedding.weight"]
-    model.load_state_dict(state, assign=True)
-    model.tie_weights()
+    try:
+        with torch.device("meta"):
+            model = spelling.build(config, raw, tensors.keys())
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
+    tensors = spelling.clean(model, tensors)
+    _check_tensors(directory, {name: t.shape for name, t in _packed(spelling, model).items()}, tensors)
+    tensors = spelling.unpack(model, tensors)
+    state = {ours: tensors[theirs] for ours, theirs in spelling.names(model).items()}
+    if dtype is not None:
+        state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    model.load_state_dict(state, strict=False, assign=True)  # what is tied is not in `state`
+    spelling.tie(model)
+    assert not any(parameter.is_meta for parameter in model.parameters())
     return model.requires_grad_(True).eval()
 
 
-def read_config(directory: Path) -> LlamaConfig:
+def read_config(directory: Path) -> Any:
     """The configuration of a model directory. Raises CheckpointError naming the field that is wrong."""
     file = directory / CONFIG_FILE
     raw = read_object(file)
@@ -79,161 +99,28 @@ def read_config(directory: Path) -> LlamaConfig:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def config_to_hf(config: LlamaConfig) -> dict[str, Any]:
-    """A LlamaConfig in Hugging Face's words. Raises UsageError for what they cannot say."""
-    scaling = config.rope_scaling
-    if isinstance(scaling, DynamicNTKScaling) and scaling.original_max_seq_len != config.max_seq_len:
-        raise UsageError(
-            f"original_max_seq_len of DynamicNTKScaling is {scaling.original_max_seq_len}; transformers measures the "
-            f"growth from max_position_embeddings, so it must be max_seq_len, {config.max_seq_len}"
-        )
-    fields = {theirs: getattr(config, ours) for ours, theirs in LLAMA_FIELDS.items()}
-    rope = _scaling_to_hf(scaling)
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_act": "silu",
-        **fields,
-        "rope_parameters": {"rope_theta": config.rope_base, "rope_type": "default"} | (rope or {}),
-        "rope_theta": config.rope_base,
-        "rope_scaling": rope,
-    }
+def config_to_hf(config: Any) -> dict[str, Any]:
+    """A configuration in Hugging Face's words. Raises UsageError for what they cannot say."""
+    return _spelling_of(config).write_config(config)
 
 
-def config_from_hf(raw: dict[str, Any]) -> LlamaConfig:
-    """The LlamaConfig that a config.json means. Fields that Llama cannot represent are refused, never ignored."""
-    for field, allowed in _ONLY.items():
-        if raw.get(field, allowed[0]) not in allowed:
-            raise CheckpointError(f"{field} is {raw[field]!r}; this Llama can only have {allowed[0]!r}")
-    fields = {ours: raw[theirs] for ours, theirs in LLAMA_FIELDS.items() if raw.get(theirs) is not None}
-    missing = [LLAMA_FIELDS[name] for name in _REQUIRED if name not in fields]
-    if missing:
-        raise CheckpointError(f"fields {missing} are missing")
-    kinds = {field.name: field.type for field in dataclasses.fields(LlamaConfig)}
-    fields = {name: _as(kinds[name], LLAMA_FIELDS[name], value) for name, value in fields.items()}
-    fields.setdefault("n_kv_heads", fields["n_heads"])
-    fields.setdefault("norm_eps", 1e-6)
-    if "head_dim" not in fields:
-        if fields["d_model"] % fields["n_heads"]:
-            raise CheckpointError(
-                f"num_attention_heads is {fields['n_heads']}; it must divide hidden_size {fields['d_model']}"
-            )
-        fields["head_dim"] = fields["d_model"] // fields["n_heads"]
-    base, scaling = _rope_from_hf(raw, fields["max_seq_len"])
-    try:
-        return LlamaConfig(**fields, rope_base=base, rope_scaling=scaling)
-    except UsageError as error:
-        names = LLAMA_FIELDS | {"rope_base": "rope_theta"}
-        text = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), str(error))
-        raise CheckpointError(text) from error
+def config_from_hf(raw: dict[str, Any]) -> Any:
+    """The configuration that a config.json means. Fields that a model cannot represent are refused, never ignored."""
+    kind = raw.get("model_type", "llama")
+    if not isinstance(kind, str) or kind not in SPELLINGS:
+        raise CheckpointError(f"model_type is {kind!r}; known are {', '.join(SPELLINGS)}")
+    return SPELLINGS[kind].read_config(raw)
 
 
-_REQUIRED = ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_seq_len")
-_ONLY: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama",),
-    "hidden_act": ("silu", "swish"),
-    "partial_rotary_factor": (1.0, None),
-    "sliding_window": (None,),
-    "quantization_config": (None,),
-    "use_sliding_window": (False, None),
-}
-_SCALINGS: dict[str, tuple[type, dict[str, str]]] = {
-    "linear": (LinearScaling, {"factor": "factor"}),
-    "dynamic": (
-        DynamicNTKScaling,
-        {"factor": "factor", "original_max_seq_len": "original_max_position_embeddings"},
-    ),
-    "yarn": (
-        YarnScaling,
-        {
-            "factor": "factor",
-            "original_max_seq_len": "original_max_position_embeddings",
-            **{n: n for n in ("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate")},
-        },
-    ),
-    "llama3": (
-        Llama3Scaling,
-        {
-            "factor": "factor",
-            "low_freq_factor": "low_freq_factor",
-            "high_freq_factor": "high_freq_factor",
-            "original_max_seq_len": "original_max_position_embeddings",
-        },
-    ),
-}
+def _spelling_of(config: Any) -> Spelling:
+    return next(spelling for spelling in SPELLINGS.values() if spelling.config is type(config))
 
 
-def _scaling_to_hf(scaling: RopeScaling | None) -> dict[str, Any] | None:
-    for name, (kind, fields) in _SCALINGS.items():
-        if isinstance(scaling, kind):
-            values = {theirs: getattr(scaling, ours) for ours, theirs in fields.items()}
-            return {"rope_type": name} | {key: value for key, value in values.items() if value is not None}
-    return None
-
-
-def _rope_from_hf(raw: dict[str, Any], max_seq_len: int) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from either spelling; where both are there, they have to agree."""
-    spellings = [
-        (field, raw[field]) for field in ("rope_parameters", "rope_scaling") if raw.get(field) not in (None, {})
-    ]
-    for field, value in spellings:
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{field} is {value!r}; it must be an object or null")
-    scalings = [_scaling_from_hf(value, max_seq_len) for _, value in spellings]
-    if len(scalings) == 2 and scalings[0] != scalings[1]:
-        raise CheckpointError("rope_parameters and rope_scaling disagree; remove the one that is wrong")
-    bases = [value["rope_theta"] for value in (raw, *(v for _, v in spellings)) if value.get("rope_theta") is not None]
-    bases = [_as(float, "rope_theta", base) for base in bases] or [10_000.0]
-    if bases[0] != bases[-1]:
-        raise CheckpointError(f"rope_theta is both {bases[0]} and {bases[-1]}; remove the one that is wrong")
-    return bases[0], scalings[0] if scalings else None
-
-
-def _scaling_from_hf(raw: dict[str, Any], max_seq_len: int) -> RopeScaling | None:
-    if raw.get("partial_rotary_factor") not in (None, 1.0):
-        raise CheckpointError(
-            f"partial_rotary_factor is {raw['partial_rotary_factor']!r}; this Llama rotates all features"
-        )
-    name = raw.get("rope_type", raw.get("type", "default"))
-    if name == "default":
-        return None
-    if not isinstance(name, str) or name not in _SCALINGS:
-        raise CheckpointError(f"rope_type is {name!r}; known are default, {', '.join(_SCALINGS)}")
-    kind, names = _SCALINGS[name]
-    raw = {theirs: value for theirs, value in raw.items() if value is not None}
-    if name == "dynamic":  # transformers measures growth from max_position_embeddings, whatever else is written
-        raw["original_max_position_embeddings"] = max_seq_len
-    if name == "yarn":
-        raw.setdefault("original_max_position_embeddings", max_seq_len)
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        theirs = names[field.name]
-        where = f"{theirs} of rope_type {name}"
-        if theirs in raw:
-            values[field.name] = _as(field.type, where, raw[theirs])
-        elif field.default is dataclasses.MISSING:
-            raise CheckpointError(f"{where} is missing")
-    if name == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
-        raise CheckpointError(
-            f"high_freq_factor is {values['high_freq_factor']}; it must be above low_freq_factor {values['low_freq_factor']}"
-        )
-    return kind(**values)
-
-
-def _as(kind: Any, field: str, value: Any) -> Any:
-    """A value from JSON as a bool, a whole number or a float above 0; an error that names the field otherwise."""
-    if kind is bool:
-        if type(value) is not bool:
-            raise CheckpointError(f"{field} is {value!r}; it must be true or false")
-    elif kind is int:
-        if type(value) is not int or value < 1:
-            raise CheckpointError(f"{field} is {value!r}; it must be a whole number above 0")
-    else:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not (is_number and 0 < value <= sys.float_info.max):
-            raise CheckpointError(f"{field} is {value!r}; it must be a finite number above 0")
-        value = float(value)
-    return value
+def _packed(spelling: Spelling, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model as a file has them; what is tied is there once."""
+    names = spelling.names(model)
+    packed = spelling.pack(model, {names[name]: p.detach() for name, p in model.named_parameters()})
+    return {name: tensor.contiguous() for name, tensor in packed.items()}
 
 
 def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int]:

@@ -20,6 +20,7 @@ from lamoid.errors import UsageError
 from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import SwiGLU
 from lamoid.nn.kv_cache import KVCache
+from lamoid.nn.masks import causal_mask, check_covers, token_positions
 from lamoid.nn.norms import RMSNorm
 from lamoid.nn.positions import Llama3Scaling, RoPE, RopeScaling
 
@@ -158,16 +159,11 @@ class Llama(nn.Module):
         """The normalised output of the last block: what `lm_head` turns into logits. Arguments as in `forward`."""
         n_cached = cache.length if cache is not None else 0
         n_new = input_ids.shape[1]
-        if attention_mask is not None and attention_mask.shape[1] != n_cached + n_new:
-            raise UsageError(
-                f"attention_mask covers {attention_mask.shape[1]} positions; it must cover {n_cached} cached + {n_new} new"
-            )
-        if segment_ids is not None and n_cached:
-            raise UsageError(f"segment_ids were given with {n_cached} cached positions; pack rows only without a cache")
-        positions = _positions(input_ids, n_cached, attention_mask, segment_ids)
+        check_covers(attention_mask, segment_ids, n_cached, n_new)
+        positions = token_positions(input_ids, n_cached, attention_mask, segment_ids)
         rotate_cached_keys = cache is not None and self.rope.depends_on_length
         rope = self.rope(positions if rotate_cached_keys else positions[:, n_cached:])
-        mask = _mask(n_new, n_cached, attention_mask, segment_ids)
+        mask = causal_mask(n_new, n_cached, attention_mask, segment_ids)
         x = self.embedding(input_ids)
         for layer, block in enumerate(self.layers):
             arguments = (x, rope, mask, cache, layer, rotate_cached_keys)
@@ -178,38 +174,6 @@ class Llama(nn.Module):
         if cache is not None:
             cache.length += n_new
         return self.norm(x)
-
-
-def _positions(
-    input_ids: Tensor, n_cached: int, attention_mask: Tensor | None, segment_ids: Tensor | None
-) -> Int[Tensor, "#B S"]:
-    """The position of every cached and new token: counted without padding, and from 0 in every segment."""
-    if attention_mask is None:
-        index = torch.arange(n_cached + input_ids.shape[1], device=input_ids.device)[None]
-    else:
-        index = (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
-    if segment_ids is None:
-        return index
-    begins = torch.ones_like(segment_ids, dtype=torch.bool)
-    begins[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
-    return index - torch.where(begins, index, 0).cummax(dim=1).values
-
-
-def _mask(
-    n_new: int, n_cached: int, attention_mask: Tensor | None, segment_ids: Tensor | None
-) -> Bool[Tensor, "B 1 T S"] | None:
-    """Who sees whom; None where causality alone decides. A padded query sees itself, so that no row is empty."""
-    if attention_mask is None and segment_ids is None:
-        return None
-    device = (attention_mask if attention_mask is not None else segment_ids).device  # type: ignore[union-attr]
-    square = torch.ones(n_new, n_cached + n_new, dtype=torch.bool, device=device)
-    mask = square.tril(n_cached)[None, None]
-    if segment_ids is not None:
-        mask = mask & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
-    if attention_mask is not None:
-        itself = mask & ~square.tril(n_cached - 1)[None, None]
-        mask = (mask & attention_mask.bool()[:, None, None, :]) | itself
-    return mask
 
 
 def _preset(d_model: int, n_heads: int, n_layers: int, d_ff: int, **other: object) -> LlamaConfig:

@@ -1,6 +1,8 @@
-"""Scaled dot-product attention with H query heads and K key/value heads."""
+"""Scaled dot-product attention with H query heads and K key/value heads: explicit, fused, and in tiles (`flash.py`)."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -8,62 +10,102 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lamoid.errors import UsageError
+from lamoid.nn.flash import attend_tiled
 from lamoid.nn.kv_cache import KVCache
 from lamoid.nn.linear import joined_linears
 from lamoid.nn.positions import rotate
+from lamoid.nn.relative_positions import ScoreBias, ShawPositions, distances
 
-AttentionPath = Literal["fused", "explicit"]
+AttentionPath = Literal["fused", "explicit", "tiled"]
 
 
 def attend_explicitly(
     q: Float[Tensor, "B H T E"],
     k: Float[Tensor, "B K S E"],
     v: Float[Tensor, "B K S E"],
-    mask: Bool[Tensor, "#B 1 T S"] | None,
+    mask: Bool[Tensor, "#B 1 #T S"] | None,
+    *,
+    causal: bool = True,
+    bias: ScoreBias | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    shaw: ShawPositions | None = None,
 ) -> Float[Tensor, "B H T E"]:
-    """softmax(q kᵀ / √E + log mask) v, written out; each key/value head serves H/K neighbouring query heads.
+    """softmax(q kᵀ / √E + bias + log mask) v, written out; each key/value head serves H/K neighbouring query heads.
 
-    The root keeps the variance of a score near 1 when q and k have unit variance: a sum of E products has variance E.
-    Without a mask the attention is causal, the last query standing at the last key.
+    The root keeps the variance of a score near 1 when q and k have unit variance: a sum of E products has variance E;
+    `scale` takes the place of 1/√E. A mask alone says who sees whom; without one, `causal` attention has the last query
+    stand at the last key and see what is not behind it, and other attention sees all. `bias` makes terms of the scores
+    from distances, `shaw` vectors beside keys and values. `dropout` is the share of weights that are set to 0.
     Source: Vaswani et al. 2017, section 3.2.1; grouped heads: Ainslie et al. 2023.
     """
-    group = q.shape[1] // k.shape[1]
+    n_queries, n_keys, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-    if mask is None:
-        n_queries, n_keys = scores.shape[-2:]
-        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device).tril(n_keys - n_queries)[None, None]
-    weights = scores.masked_fill(~mask, -torch.inf).float().softmax(dim=-1).to(q.dtype)
-    return weights @ v
+    scores = q @ k.transpose(-2, -1)
+    apart = distances(n_queries, n_keys, q.device, causal=causal)
+    if shaw is not None:
+        scores = scores + shaw.scores(q, apart)
+    scores = scores / math.sqrt(q.shape[-1]) if scale is None else scores * scale
+    if bias is not None:
+        scores = scores + bias(apart)
+    if mask is None and causal:
+        mask = (apart <= 0)[None, None]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(dim=-1).to(q.dtype)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    out = weights @ v
+    return out if shaw is None else out + shaw.summed_values(weights, apart)
 
 
 def attend_fused(
     q: Float[Tensor, "B H T E"],
     k: Float[Tensor, "B K S E"],
     v: Float[Tensor, "B K S E"],
-    mask: Bool[Tensor, "#B 1 T S"] | None,
+    mask: Bool[Tensor, "#B 1 #T S"] | None,
+    *,
+    causal: bool = True,
+    bias: ScoreBias | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
 ) -> Float[Tensor, "B H T E"]:
-    """The same through PyTorch's fused kernel, which never holds all T × S scores at once.
+    """The same through PyTorch's fused kernel, which never holds all T × S scores at once; a bias it does hold.
 
     A single query is never causally masked, so its heads can be laid out as H/K queries of one
     key/value head: then nothing is repeated, and the cache is read once.
     """
     n_queries, n_keys, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+    if mask is None and causal and n_queries > 1 and (n_queries != n_keys or bias is not None):
+        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device).tril(n_keys - n_queries)[None, None]
+    added = mask
+    if bias is not None:
+        added = bias(distances(n_queries, n_keys, q.device, causal=causal)).to(q.dtype)[None]
+        added = added if mask is None else added.masked_fill(~mask, -torch.inf)
+    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scale)
     if n_queries == 1:
         grouped = q.unflatten(1, (-1, group)).squeeze(3)
-        return F.scaled_dot_product_attention(grouped, k, v, attn_mask=mask).flatten(1, 2).unsqueeze(2)
-    if mask is None and n_queries != n_keys:
-        mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device).tril(n_keys - n_queries)[None, None]
+        if bias is not None and added is not None:
+            added = added.unflatten(1, (-1, group)).squeeze(3)
+        return attend(grouped, k, v, attn_mask=added).flatten(1, 2).unsqueeze(2)
     if group > 1:
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    return attend(q, k, v, attn_mask=added, is_causal=causal and added is None)
+
+
+PATHS: dict[AttentionPath, Callable[..., Tensor]] = {
+    "fused": attend_fused,
+    "explicit": attend_explicitly,
+    "tiled": attend_tiled,
+}
 
 
 class Attention(nn.Module):
-    """Multi-head (K = H), multi-query (K = 1) and grouped-query attention with rotary positions.
+    """Multi-head (K = H), multi-query (K = 1) and grouped-query attention; causal or not, within x or across to a memory.
 
-    The head size E is free of D/H. Queries and keys are rotated after their projection, values are not.
-    Without a mask the attention is causal. With a cache, x holds the new positions only.
+    The head size E is free of D/H. `rope` turns queries and keys after their projection, values are not turned.
+    Without a mask, `causal` decides who sees whom. With a cache, x (or `memory`) holds the new positions only.
+    `scale` takes the place of 1/√E; `dropout` holds while training; `shaw` needs the explicit path.
     """
 
     def __init__(
@@ -75,10 +117,18 @@ class Attention(nn.Module):
         *,
         bias: bool = False,
         path: AttentionPath = "fused",
+        causal: bool = True,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        shaw: ShawPositions | None = None,
     ) -> None:
         super().__init__()
-        self.head_dim = head_dim
-        self.attend = attend_fused if path == "fused" else attend_explicitly
+        if shaw is not None and path != "explicit":
+            raise UsageError(f"attention path is {path!r}; Shaw's positions change keys and values: take 'explicit'")
+        self.head_dim, self.dropout = head_dim, dropout
+        self.attend = PATHS[path]
+        self.shaw = shaw
+        self.settings = {"causal": causal, "scale": scale} | ({"shaw": shaw} if shaw is not None else {})
         self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
@@ -87,27 +137,37 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "B T D"],
-        rope: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "#B 1 T S"] | None = None,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Bool[Tensor, "#B 1 #T S"] | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
         *,
         rotate_cached_keys: bool = False,
+        memory: Float[Tensor, "B M D"] | None = None,
+        bias: ScoreBias | None = None,
     ) -> Float[Tensor, "B T D"]:
         """`rope` holds cos and sin of x's positions; with `rotate_cached_keys`, of all S positions so far.
 
         The latter is for RoPE whose frequencies depend on the length: the cache then keeps keys unrotated.
+        `memory` gives the keys and values in place of x (cross-attention); `bias` adds to the scores by distance.
         """
         q, k, v = (
-            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projected in joined_linears(x, (self.q_proj, self.k_proj, self.v_proj))
+            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for projected in self._project(x, memory)
         )
-        cos, sin = rope
         n_new = q.shape[2]
-        q = rotate(q, cos[:, :, -n_new:], sin[:, :, -n_new:])
+        if rope is not None:
+            q = rotate(q, rope[0][:, :, -n_new:], rope[1][:, :, -n_new:])
         if cache is not None and rotate_cached_keys:
             k, v = cache.append(layer, k, v)
-        k = rotate(k, cos, sin)
+        if rope is not None:
+            k = rotate(k, *rope)
         if cache is not None and not rotate_cached_keys:
             k, v = cache.append(layer, k, v)
-        return self.o_proj(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
+        dropout = self.dropout if self.training else 0.0
+        out = self.attend(q, k, v, mask, bias=bias, dropout=dropout, **self.settings)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, memory: Tensor | None) -> list[Tensor]:
+        if memory is None:
+            return joined_linears(x, (self.q_proj, self.k_proj, self.v_proj))
+        return [self.q_proj(x), *joined_linears(memory, (self.k_proj, self.v_proj))]

@@ -1,5 +1,7 @@
-"""The position-wise network between attention layers."""
+"""The position-wise network between attention layers, with and without a gate."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +11,62 @@ from torch import Tensor, nn
 
 from lamoid.nn.linear import joined_linears
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+"""max(0, z); z · Φ(z); and what GPT-2 takes for it, z/2 · (1 + tanh(√(2/π) (z + 0.044715 z³))) (Hendrycks & Gimpel 2016)."""
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "glu": torch.sigmoid,
+    "bilinear": lambda z: z,
+    "reglu": F.relu,
+    "geglu": F.gelu,
+    "swiglu": F.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """f(x W₁ + b₁) W₂ + b₂, with f one of ACTIVATIONS. W₁ is `up_proj`, W₂ is `down_proj`.
+
+    Source: Vaswani et al. 2017, section 3.3 (ReLU); GELU: GPT, BERT.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, activation: str = "relu", *, bias: bool = True) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+class GatedFeedForward(nn.Module):
+    """(f(x W₁) ⊗ x V) W₂, with f one of GATES. W₁ is `gate_proj`, V is `up_proj`, W₂ is `down_proj`.
+
+    GLU has the sigmoid, Bilinear nothing, ReGLU, GEGLU and SwiGLU are named after their f. Two thirds of the width of
+    an ungated network give the same number of parameters.
+    Source: Shazeer 2020, "GLU Variants Improve Transformer", equations 5 and 6.
+    """
+
+    def __init__(self, d_model: int, d_ff: int, gate: str, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate = GATES[gate]
+        self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
+        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
+        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+
+    def forward(self, x: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
+        gate, up = joined_linears(x, (self.gate_proj, self.up_proj))
+        return self.down_proj(self.gate(gate) * up)
+
 
 class SwiGLU(nn.Module):
-    """(Swish(x W₁) ⊗ x V) W₂, with Swish(z) = z · sigmoid(z).
+    """(Swish(x W₁) ⊗ x V) W₂, with Swish(z) = z · sigmoid(z): what Llama has, with less kept for the backward pass.
 
-    W₁ is `gate_proj`, V is `up_proj`, W₂ is `down_proj`. Two thirds of the width of an ungated network
-    give the same number of parameters. Source: Shazeer 2020, "GLU Variants Improve Transformer", equation 6.
+    W₁ is `gate_proj`, V is `up_proj`, W₂ is `down_proj`. Source: Shazeer 2020, equation 6.
     """
 
     def __init__(self, d_model: int, d_ff: int, *, bias: bool = False) -> None:

@@ -3,8 +3,29 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+class LayerNorm(nn.Module):
+    """y = (x − E[x]) / √(Var[x] + ε) · γ + β over the features, with γ (`weight`) initially 1 and β (`bias`) 0.
+
+    The variance is the mean of (x − E[x])². The kernel is PyTorch's, which keeps x and two numbers per row for the
+    backward pass: nothing that we could write in Python keeps less. Source: Ba et al. 2016, section 3.1.
+    """
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, eps={self.eps}"
 
 
 class RMSNorm(nn.Module):

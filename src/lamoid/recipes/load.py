@@ -11,11 +11,12 @@ from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from lamoid.models.llama import Llama
+    from lamoid.models.decoders import DecoderModel
 
 
-def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[Llama, Tokenizer | None]":
+def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[nn.Module, Tokenizer | None]":
     """Load the model of a Hugging Face directory, a GGUF file or a fetched model, and its tokenizer, or None where it has none.
 
     The directory of an adapter gives its base with the adapter in place, unmerged. `dtype` None keeps what the files
@@ -72,12 +73,16 @@ def load_named_tokenizer(path: str) -> Tokenizer:
     return load_tokenizer(path if is_path else models_path(path))
 
 
-def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":
-    """Load a model in fp32 for a verb that works on text, after setting the number of threads."""
+def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[DecoderModel, Tokenizer]":
+    """Load a decoder in fp32 for a verb that works on text, after setting the number of threads."""
     import torch
+
+    from lamoid.models.decoders import DecoderModel
 
     set_threads(threads)
     model, tokenizer = load(path, dtype=torch.float32)
+    if not isinstance(model, DecoderModel):
+        raise UsageError(f"{path} is a {type(model).__name__}, which writes no text; take a decoder, or lamoid embed")
     if tokenizer is None:
         raise DataError(f"{path} has no tokenizer; put a {TOKENIZER_FILE} beside the model")
     if tokenizer.vocab_size > model.config.vocab_size:
