@@ -50,7 +50,8 @@ def _read_config(raw: dict[str, Any]) -> GPT2Config:
 
 def _write_config(config: GPT2Config) -> dict[str, Any]:
     fields = {theirs: getattr(config, ours) for ours, theirs in GPT2_FIELDS.items()}
-    return {"model_type": "gpt2", "activation_function": write_activation(config.activation), **fields}
+    named = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+    return {**named, "activation_function": write_activation(config.activation), **fields}
 
 
 def _build(config: GPT2Config, raw: dict[str, Any], names: Collection[str]) -> nn.Module:
@@ -100,7 +101,7 @@ GPT_2 = Spelling(
     read_config=_read_config,
     write_config=_write_config,
     build=_build,
-    describe=lambda model: {"architectures": ["GPT2LMHeadModel"]},
+    describe=lambda model: {},
     names=_names,
     clean=_clean,
     pack=_pack,

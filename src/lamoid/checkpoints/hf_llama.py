@@ -27,6 +27,7 @@ def llama_config_to_hf(config: LlamaConfig) -> dict[str, Any]:
     fields = {theirs: getattr(config, ours) for ours, theirs in LLAMA_FIELDS.items()}
     rope = _scaling_to_hf(scaling)
     return {
+        "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
         **fields,
@@ -73,7 +74,7 @@ LLAMA = Spelling(
     read_config=llama_config_from_hf,
     write_config=llama_config_to_hf,
     build=_build,
-    describe=lambda model: {"architectures": ["LlamaForCausalLM"]},
+    describe=lambda model: {},
     names=lambda model: {name: llama_to_hf(name) for name, _ in model.named_parameters()},
     clean=_clean,
 )

@@ -19,6 +19,7 @@ from lamoid.checkpoints.hf import INDEX_FILE, WEIGHTS_FILE, read_config, weight_
 from lamoid.checkpoints.name_maps import llama_to_hf
 from lamoid.checkpoints.source import DTYPES, Rows, Source, check_tensors, to_dtype
 from lamoid.errors import CheckpointError
+from lamoid.models.llama import LlamaConfig
 from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
 from lamoid.tokenizers.tokenizer import read_config as read_json
 
@@ -32,6 +33,10 @@ def open_hf(directory: Path) -> Source:
     Raises CheckpointError or DataError naming the file, field or tensor that is wrong.
     """
     config = read_config(directory)
+    if not isinstance(config, LlamaConfig):
+        raise CheckpointError(
+            f"{directory} holds no Llama (its configuration is a {type(config).__name__}); this takes Llamas"
+        )
     files: dict[str, Path] = {}
     found: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, str] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from lamoid.errors import DataError, UsageError
-from lamoid.models.llama import Llama
+from lamoid.models.decoders import DecoderModel
 from lamoid.nn.losses import IGNORED, chunked_cross_entropy
 
 BATCH_TOKENS = 4096
@@ -41,7 +41,7 @@ class Score:
 
 @torch.inference_mode()
 def score(
-    model: Llama,
+    model: DecoderModel,
     documents: Sequence[Sequence[int]],
     n_bytes: int,
     *,

@@ -24,8 +24,9 @@ from lamoid.nn.positions import RoPE
 from lamoid.nn.relative_positions import ALiBi, ShawPositions, T5Bias
 from lamoid.nn.residual import add_sublayer
 
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 CHOICES = {
-    "norm": ("rmsnorm", "layernorm"),
+    "norm": tuple(NORMS),
     "norm_place": ("pre", "post"),
     "positions": ("rope", "learned", "sinusoidal", "shaw", "t5", "alibi", "none"),
     "score_scaling": ("sqrt", "none", "linear"),
@@ -77,7 +78,7 @@ class Block(nn.Module):
     def __init__(self, config: VariantConfig, attention_path: AttentionPath) -> None:
         super().__init__()
         c = self.config = config
-        self.attention_norm, self.feed_forward_norm = _norm(c), _norm(c)
+        self.attention_norm, self.feed_forward_norm = (NORMS[c.norm](c.d_model, c.norm_eps) for _ in range(2))
         self.attention = Attention(
             c.d_model,
             c.n_heads,
@@ -128,7 +129,7 @@ class Variant(nn.Module):
         self.score_bias = {"alibi": ALiBi, "t5": T5Bias}.get(c.positions, lambda n_heads: None)(c.n_heads)
         self.dropout = nn.Dropout(c.dropout)
         self.layers = nn.ModuleList(Block(c, attention_path) for _ in range(c.n_layers))
-        self.norm = _norm(c) if c.norm_place == "pre" else nn.Identity()
+        self.norm = NORMS[c.norm](c.d_model, c.norm_eps) if c.norm_place == "pre" else nn.Identity()
         self.lm_head = nn.Linear(c.d_model, c.vocab_size, bias=False)
         self.tie_weights()
 
@@ -183,10 +184,6 @@ class Variant(nn.Module):
         if cache is not None:
             cache.length += n_new
         return self.norm(x)
-
-
-def _norm(c: VariantConfig) -> nn.Module:
-    return (RMSNorm if c.norm == "rmsnorm" else LayerNorm)(c.d_model, c.norm_eps)
 
 
 def _absolute_positions(c: VariantConfig) -> nn.Module | None:

@@ -22,6 +22,7 @@ def load_adapted(directory: Path, *, dtype: "torch.dtype | None" = None) -> "tup
     from lamoid.checkpoints.hf_stream import open_hf
     from lamoid.checkpoints.peft import attach, read_adapter
     from lamoid.checkpoints.source import fingerprint
+    from lamoid.models.llama import Llama
 
     saved = read_adapter(directory)
     base = find_base(saved)
@@ -31,6 +32,8 @@ def load_adapted(directory: Path, *, dtype: "torch.dtype | None" = None) -> "tup
         )
     quantized = saved.quantization
     model = read_model(base, dtype=quantized.weight_dtype if quantized else dtype)
+    if not isinstance(model, Llama):
+        raise CheckpointError(f"{base} is a {type(model).__name__}; adapters are for Llamas")
     return attach(model, saved, dtype=dtype), base
 
 

@@ -25,13 +25,13 @@ def run(recipe: Recipe) -> int:
     """Encode each document with its special tokens, score it in overlapping windows, print the figures."""
     from lamoid.data.sources import find_sources
     from lamoid.inference.score import score
-    from lamoid.recipes.load import load_with_tokenizer
+    from lamoid.recipes.load import load_decoder
     from lamoid.recipes.prepare import encode_documents
 
     if not recipe.model or not recipe.text:
         raise UsageError("a model and --text are needed, such as: lamoid eval runs/mine --text book.txt")
     sources = find_sources([recipe.text])
-    model, tokenizer = load_with_tokenizer(recipe.model, recipe.threads)
+    model, tokenizer = load_decoder(recipe.model, recipe.threads)
     texts = ["".join(blocks) for source in sources for blocks in source.documents()]
     n_bytes = sum(len(text.encode()) for text in texts)
     if not n_bytes:

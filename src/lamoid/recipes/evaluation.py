@@ -8,6 +8,7 @@ import torch
 
 from lamoid.data.packing import PackedConversations
 from lamoid.inference.score import score
+from lamoid.models.decoders import DecoderModel
 from lamoid.models.llama import Llama
 from lamoid.training.objectives import next_token
 
@@ -24,7 +25,7 @@ Evaluate = Callable[[Callable[[], bool]], Evaluation | None]
 """From a function that says whether to stop to the evaluation, or None where it was stopped."""
 
 
-def on_text(model: Llama, documents: Sequence[Sequence[int]], n_bytes: int, context: int) -> Evaluate:
+def on_text(model: DecoderModel, documents: Sequence[Sequence[int]], n_bytes: int, context: int) -> Evaluate:
     """Loss and bits per byte on documents of ids that stand for `n_bytes` bytes."""
 
     def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:

@@ -22,18 +22,18 @@ class Recipe(GenerationSettings):
 
 def run(recipe: Recipe) -> int:
     """Load, stream, and say how fast it was on standard error."""
-    from lamoid.inference.decoder import TorchDecoder
     from lamoid.inference.generate import stream
-    from lamoid.recipes.load import load_with_tokenizer
+    from lamoid.inference.plain_decoder import decoder_for
+    from lamoid.recipes.load import load_decoder
 
     if not recipe.model:
         raise UsageError('a model and a prompt are needed, such as: lamoid generate runs/mine "Once upon"')
     r = recipe
     settings = dict(sampling=r.sampling(), max_new_tokens=r.max_new_tokens, stop=r.stop, seed=r.seed)
     prompt = sys.stdin.read() if r.prompt == "-" else r.prompt
-    model, tokenizer = load_with_tokenizer(r.model, r.threads)
+    model, tokenizer = load_decoder(r.model, r.threads)
     began, done = time.perf_counter(), None
-    chunks = stream(TorchDecoder(model), tokenizer, [prompt], **settings)  # type: ignore[arg-type]
+    chunks = stream(decoder_for(model), tokenizer, [prompt], **settings)  # type: ignore[arg-type]
     if not r.json:
         print(prompt, end="", flush=True)
     for chunk in chunks:

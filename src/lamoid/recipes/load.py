@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from lamoid.models.decoders import DecoderModel
+    from lamoid.models.llama import Llama
 
 
 def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[nn.Module, Tokenizer | None]":
@@ -73,7 +74,17 @@ def load_named_tokenizer(path: str) -> Tokenizer:
     return load_tokenizer(path if is_path else models_path(path))
 
 
-def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[DecoderModel, Tokenizer]":
+def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":
+    """As `load_decoder`, for a verb that takes Llamas alone."""
+    from lamoid.models.llama import Llama
+
+    model, tokenizer = load_decoder(path, threads)
+    if not isinstance(model, Llama):
+        raise UsageError(f"{path} is a {type(model).__name__}; this verb takes a Llama")
+    return model, tokenizer
+
+
+def load_decoder(path: str | Path, threads: int | None) -> "tuple[DecoderModel, Tokenizer]":
     """Load a decoder in fp32 for a verb that works on text, after setting the number of threads."""
     import torch
 

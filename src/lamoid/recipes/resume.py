@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from lamoid.checkpoints.hf import read_model, write_model
 from lamoid.checkpoints.store import verify
 from lamoid.errors import CheckpointError, UsageError
-from lamoid.models.llama import Llama
 from lamoid.recipes.recipe import load
 from lamoid.recipes.settings import TrainingSettings
 from lamoid.tokenizers.tokenizer import Tokenizer
@@ -33,7 +32,7 @@ class Form:
     read: Callable[[Path], Mapping[str, Tensor]]
 
 
-def whole_model(model: Llama, tokenizer: Tokenizer) -> Form:
+def whole_model(model: nn.Module, tokenizer: Tokenizer) -> Form:
     """A Hugging Face directory with all weights."""
     return Form(lambda folder: write_model(folder, model, tokenizer), lambda folder: read_model(folder).state_dict())
 

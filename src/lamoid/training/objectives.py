@@ -7,11 +7,11 @@ same update as one batch.
 from torch import Tensor
 
 from lamoid.data.packed import Batch
-from lamoid.models.llama import Llama
+from lamoid.models.decoders import DecoderModel
 from lamoid.nn.losses import IGNORED, chunked_cross_entropy
 
 
-def next_token(model: Llama, batch: Batch) -> tuple[Tensor, int]:
+def next_token(model: DecoderModel, batch: Batch) -> tuple[Tensor, int]:
     """Σ −log p(next token | the tokens before it), in nats, over the positions whose label is not IGNORED.
 
     Documents that share a row are kept apart. No logits are made for the other positions.
