@@ -3,7 +3,7 @@
 import html
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import groupby
 from typing import Any
 
@@ -17,9 +17,7 @@ _BIDI = {chr(c) for c in (0x200E, 0x200F, 0x061C, *range(0x202A, 0x202F), *range
 
 def facts(view: BatchView, warnings: Iterable[str]) -> dict[str, Any]:
     """Everything as plain values for JSON: counts, warnings, documents, and every token of every row."""
-    documents = [{**asdict(document), "example": None} for document in view.documents]
-    for document in documents:
-        del document["example"]
+    names = [field.name for field in fields(Document) if field.name != "example"]
     return {
         "trained": view.count("trained"),
         "masked": view.count("masked"),
@@ -27,7 +25,7 @@ def facts(view: BatchView, warnings: Iterable[str]) -> dict[str, Any]:
         "share_trained": view.share_trained,
         "documents_see_each_other": view.sees_all,
         "warnings": list(warnings),
-        "documents": documents,
+        "documents": [{name: getattr(document, name) for name in names} for document in view.documents],
         "rows": [[asdict(token) for token in row] for row in view.rows],
     }
 
@@ -35,11 +33,11 @@ def facts(view: BatchView, warnings: Iterable[str]) -> dict[str, Any]:
 def summary(view: BatchView) -> str:
     """The counts in one line."""
     n_tokens = sum(map(len, view.rows))
-    sees = "see each other" if view.sees_all else "do not see each other"
+    sees = "see" if view.sees_all else "do not see"
     return (
         f"{len(view.rows)} rows, {n_tokens:,} tokens: {view.count('trained'):,} trained ({view.share_trained:.0%} of all "
         f"but padding), {view.count('masked'):,} masked, {view.count('padding'):,} padding; "
-        f"{len(view.documents)} documents, which {sees}"
+        f"documents of a row {sees} each other"
     )
 
 
@@ -81,21 +79,23 @@ def _marked(text: str, state: State, *, colour: bool) -> str:
 
 def visible(text: str) -> str:
     """The text with its line ends shown, and with every character that could steer a terminal as an escape."""
-    shown = (_escape(c) if c in _BIDI or unicodedata.category(c) == "Cc" else c for c in text.replace("\r\n", "\n"))
-    return "".join("⏎\n" if character == "\\n" else character for character in shown)
+    return "".join(map(_visible, text))
 
 
-def _escape(character: str) -> str:
-    return "\t" if character == "\t" else character.encode("unicode_escape").decode()
+def _visible(character: str) -> str:
+    if character == "\n":
+        return "⏎\n"
+    steers = unicodedata.category(character) == "Cc" or character in _BIDI
+    return character.encode("unicode_escape").decode() if steers and character != "\t" else character
 
 
 _STYLE = """
-body { font: 15px/1.6 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; background: #fff; color: #222 }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace; border: 1px solid #ccc; padding: .6rem }
-.text span { border-radius: 2px } .text span:hover { outline: 1px solid #000 }
+body { font: 15px/1.6 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; background: #fff }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace; padding: .6rem }
+.text { border: 1px solid #ccc } .text span:hover { outline: 1px solid #000 }
 .trained { background: #b7e4c0 } .masked { background: #eee; color: #555 } .padding { background: #dde6f7; color: #88a }
-.special { font-weight: 600 } .warning { background: #fde9c8; border-left: 4px solid #d98200; padding: .3rem .8rem; margin: .4rem 0 }
-h2 { font-size: 1rem; margin: 1.2rem 0 .3rem } .cut { color: #b00020 }
+.special { font-weight: 600 } .cut { color: #b00020 } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem }
+.warning { background: #fde9c8; border-left: 4px solid #d98200; padding: .3rem .8rem; margin: .4rem 0 }
 """
 
 
