@@ -14,6 +14,10 @@ VERBS = {
     "tokenizer show": ("lamoid.recipes.show_tokenizer", "show, merge by merge, how a text becomes tokens"),
     "pretrain": ("lamoid.recipes.pretrain", "train a model on raw text, from the beginning"),
     "finetune": ("lamoid.recipes.finetune", "teach a model from examples: all weights, LoRA, QLoRA, adapters"),
+    "explain-batch": (
+        "lamoid.recipes.explain_batch",
+        "show which tokens of a real batch are trained, and what looks wrong",
+    ),
     "generate": ("lamoid.recipes.generate", "continue a prompt"),
     "chat": ("lamoid.recipes.chat", "talk with a model"),
     "eval": ("lamoid.recipes.evaluate", "measure a model on a text: loss, perplexity, bits per byte"),

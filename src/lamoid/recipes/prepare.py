@@ -91,13 +91,13 @@ def prepare(
         "seed": seed,
     }
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    store = cache_directory() / "text" / key
+    store = _store(key)
     if store.is_dir():
         notify(f"text: tokenized before, in {store}")
-        return _open(store, tokenizer)
+        return open_store(key, tokenizer)
     with atomic_directory(store) as temporary:
         _build(temporary, sources, tokenizer, vocab_size, settings | {"key": key}, notify)
-    return _open(store, tokenizer)
+    return open_store(key, tokenizer)
 
 
 def _build(
@@ -138,10 +138,18 @@ def _write_heldout(file: Path, corpus: "Corpus") -> None:
             out.write(json.dumps({"text": passage.text, "source": passage.source}, ensure_ascii=False) + "\n")
 
 
-def _open(store: Path, tokenizer: Tokenizer | None) -> PreparedText:
-    """A store, with the tokenizer that was given: the store's gives the same ids, but may have another chat template."""
+def _store(key: str) -> Path:
+    return cache_directory() / "text" / key
+
+
+def open_store(key: str, tokenizer: Tokenizer | None) -> PreparedText:
+    """A store, with the tokenizer that was given: the store's gives the same ids, but may have another chat template.
+
+    Raises DataError where it is damaged or not there.
+    """
     from lamoid.data.packed import id_type
 
+    store = _store(key)
     try:
         facts = json.loads((store / MANIFEST_FILE).read_text(encoding="utf-8"))
         lines = (store / HELDOUT_FILE).read_text(encoding="utf-8").split("\n")
