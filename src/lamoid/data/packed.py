@@ -4,6 +4,7 @@ A store is one flat array of ids, each document between its begin- and end-of-te
 T + 1 of them: T inputs, and the same shifted by one as labels.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,22 @@ def id_type(vocab_size: int) -> type[np.unsignedinteger]:
 
 
 def write_tokens(
-    file: Path, passages: Iterable[Passage], tokenizer: Tokenizer, on_bytes: Callable[[int], object] = lambda n: None
+    file: Path,
+    passages: Iterable[Passage],
+    tokenizer: Tokenizer,
+    on_bytes: Callable[[int], object] = lambda n: None,
+    *,
+    separator: int | None = None,
 ) -> int:
-    """Encode passages in order, on all cores, into a flat file of ids; returns how many."""
+    """Encode passages in order, on all cores, into a flat file of ids; returns how many.
+
+    A document stands between its begin- and end-of-text tokens; a `separator`, an encoder's [SEP], stands behind it instead.
+    """
     dtype, n_tokens = id_type(tokenizer.vocab_size), 0
     with file.open("wb") as out:
-        for group in _groups(passages):
-            rows = [_with_ends(p, ids, tokenizer) for p, ids in zip(group, _encode(group, tokenizer), strict=True)]
+        for group in group_passages(passages):
+            encoded = tokenizer.encode_many([passage.text for passage in group])
+            rows = [_with_ends(p, ids, tokenizer, separator) for p, ids in zip(group, encoded, strict=True)]
             tokens = np.concatenate([np.asarray(row, dtype=dtype) for row in rows])
             tokens.tofile(out)
             n_tokens += len(tokens)
@@ -43,11 +53,8 @@ def write_tokens(
     return n_tokens
 
 
-def _encode(group: list[Passage], tokenizer: Tokenizer) -> list[list[int]]:
-    return tokenizer.encode_many([passage.text for passage in group])
-
-
-def _groups(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
+def group_passages(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
+    """Passages in groups of about ENCODE_BYTES."""
     group: list[Passage] = []
     n_bytes = 0
     for passage in passages:
@@ -60,8 +67,10 @@ def _groups(passages: Iterable[Passage]) -> Iterator[list[Passage]]:
         yield group
 
 
-def _with_ends(passage: Passage, ids: list[int], tokenizer: Tokenizer) -> list[int]:
+def _with_ends(passage: Passage, ids: list[int], tokenizer: Tokenizer, separator: int | None) -> list[int]:
     begin, end = tokenizer.special_id("bos"), tokenizer.special_id("eos")
+    if separator is not None or begin == end:  # GPT-2 has one token for both: once between two documents is enough
+        begin, end = None, end if separator is None else separator
     before = [begin] if passage.starts and begin is not None else []
     after = [end] if passage.ends and end is not None else []
     return before + ids + after
@@ -104,22 +113,39 @@ class PackedRows:
 
     def __call__(self, position: Position) -> tuple[Batch, Position]:
         """The batch at a position, and the position behind it. An epoch's last batch is filled up from the next one."""
-        epoch, used = position
-        rows: list[np.ndarray] = []
-        while len(rows) < self.batch_rows:
-            order, offset = self._epoch(epoch)
-            chosen = order[used : used + self.batch_rows - len(rows)]
-            rows += [self._row(int(index) * self.row_tokens + offset) for index in chosen]
-            used += len(chosen)
-            if used == len(order):
-                epoch, used = epoch + 1, 0
+        chosen, position = rows_at(position, self.batch_rows, lambda epoch: self._epoch(epoch)[0])
+        rows = [self._row(index * self.row_tokens + self._epoch(epoch)[1]) for epoch, index in chosen]
         table = torch.from_numpy(np.stack(rows).astype(np.int64))
-        return Batch(table[:, :-1].contiguous(), table[:, 1:].contiguous()), (epoch, used)
+        return Batch(table[:, :-1].contiguous(), table[:, 1:].contiguous()), position
 
     def _row(self, start: int) -> np.ndarray:
         return self.tokens[start : start + self.row_tokens + 1]
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, int]:
-        generator = np.random.default_rng((self.seed, epoch))
         spare = len(self.tokens) - 1 - self.rows_per_epoch * self.row_tokens
-        return generator.permutation(self.rows_per_epoch), int(generator.integers(spare + 1))
+        return epoch_order(self.seed, epoch, self.rows_per_epoch, spare)
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, n_rows: int, spare: int = 0) -> tuple[np.ndarray, int]:
+    """The order of an epoch's rows, and the offset, at most `spare`, by which its windows are moved."""
+    generator = np.random.default_rng((seed, epoch))
+    return generator.permutation(n_rows), int(generator.integers(spare + 1))
+
+
+def rows_at(
+    position: Position, batch_rows: int, order: Callable[[int], np.ndarray]
+) -> tuple[list[tuple[int, int]], Position]:
+    """The rows of the batch at a position as (epoch, row), and the position behind it.
+
+    `order` gives the order of an epoch's rows. An epoch's last batch is filled up from the next one.
+    """
+    epoch, used = position
+    rows: list[tuple[int, int]] = []
+    while len(rows) < batch_rows:
+        chosen = order(epoch)[used : used + batch_rows - len(rows)]
+        rows += [(epoch, int(row)) for row in chosen]
+        used += len(chosen)
+        if used == len(order(epoch)):
+            epoch, used = epoch + 1, 0
+    return rows, (epoch, used)
