@@ -67,7 +67,8 @@ def grow(
     else:
         model["merges"] += [list(token.pair) for token in learned if token.pair]
     with runtime_errors("the vocabulary with its new tokens makes no tokenizer"):
-        grown = Tokenizer(runtime.Tokenizer.from_str(json.dumps(state)), tokenizer.specials)
+        backend = runtime.Tokenizer.from_str(json.dumps(state))
+    grown = Tokenizer(backend, tokenizer.specials, chat_template=tokenizer.chat_template)
     added = [token["content"] for token in state["added_tokens"]]
     _check_meaning(tokenizer, grown, [PROBE, *added, *(text[:1000] for text in texts[:100])])
     return grown
