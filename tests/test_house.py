@@ -19,7 +19,7 @@ LEVELS = {
     "tokenizers": 1,
     "models": 2,
     "data": 2,
-    "adapt": 2,
+    "adapt": 2.5,  # beside models and data, but given the models
     "checkpoints": 3,
     "training": 3,
     "inspect": 3,

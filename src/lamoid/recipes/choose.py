@@ -36,12 +36,14 @@ def choose(
         heldout_share=recipe.heldout_share,
         seed=recipe.seed,
         notify=notify,
+        grow_vocab=recipe.grow_vocab,
     )
     context, batch_rows = recipe.context or size.context, recipe.batch_rows or size.batch_rows
     vocab_size = text.tokenizer.vocab_size
     rate = recipe.learning_rate or size.learning_rate
     if model is not None:
-        config, context = model.config, recipe.context or min(CONTINUED_CONTEXT, model.config.max_seq_len)
+        config = replace(model.config, vocab_size=max(model.config.vocab_size, vocab_size))
+        context = recipe.context or min(CONTINUED_CONTEXT, config.max_seq_len)
         rate = recipe.learning_rate or CONTINUED_LEARNING_RATE
     elif recipe.model == "auto":
         config = model_config(size, vocab_size, context)

@@ -8,6 +8,7 @@ from lamoid.errors import UsageError
 from lamoid.recipes.load import load_with_tokenizer
 from lamoid.recipes.recipe import say
 from lamoid.recipes.settings import PretrainSettings
+from lamoid.tokenizers.grow import old_pieces, tokens_per_character
 
 if TYPE_CHECKING:
     from lamoid.models.llama import Llama
@@ -20,6 +21,10 @@ COMPARED_BYTES = 30_000
 
 def begin(recipe: PretrainSettings) -> "tuple[Llama | None, Tokenizer | None]":
     """The model of --init and its tokenizer, nothing where a new model is wanted."""
+    if recipe.grow_vocab < 0 or (recipe.grow_vocab and not recipe.init):
+        raise UsageError(
+            f"grow_vocab is {recipe.grow_vocab}; it must be 0, or tokens to add to the tokenizer of --init"
+        )
     if not recipe.init:
         return None, None
     if recipe.model != "auto" or recipe.tokenizer:
@@ -27,32 +32,51 @@ def begin(recipe: PretrainSettings) -> "tuple[Llama | None, Tokenizer | None]":
     return load_with_tokenizer(recipe.init, recipe.threads)
 
 
-def compare(recipe: PretrainSettings, text: "PreparedText") -> dict[str, tuple[float, float]]:
-    """Bits per byte before and after, on the held-out new text and on a text of the old domain; prints and returns them."""
+def grown(initial: "tuple[Llama | None, Tokenizer | None]", text: "PreparedText") -> "Llama | None":
+    """The model of --init with a row for each token that its tokenizer learned from the text, None where there is no model."""
+    from lamoid.adapt.grow import grow_embeddings
+
+    model, tokenizer = initial
+    if model is None or tokenizer is None or text.tokenizer.vocab_size == tokenizer.vocab_size:
+        return model
+    return grow_embeddings(model, old_pieces(tokenizer, text.tokenizer), tokenizer.vocab_size)
+
+
+def compare(recipe: PretrainSettings, text: "PreparedText") -> dict[str, dict[str, tuple[float, float]]]:
+    """Bits per byte, and with --grow-vocab tokens per character, before and after, on the held-out new text and on a text
+    of the old domain; prints and returns them, by figure and text."""
+    texts = {"new text": text.heldout_texts(COMPARED_BYTES), "old text": [_beginning(recipe.old_text)]}
+    before, after = (_measure(recipe, path, texts) for path in (recipe.init, recipe.out))
+    results = {
+        figure: {name: (before[figure][name], after[figure][name]) for name in texts}
+        for figure in ("bits per byte", *(["tokens per character"] if recipe.grow_vocab else []))
+    }
+    for figure, values in results.items():
+        say(f"{figure}, before -> after ({Path(recipe.out).name})")
+        for name, (first, last) in values.items():
+            say(f"  {name}   {first:.4f} -> {last:.4f}   ({last / first - 1:+.1%})")
+    return results
+
+
+def _beginning(old_text: str) -> str:
+    blocks = (block for source in find_sources([old_text]) for document in source.documents() for block in document)
+    old = next(blocks, "")
+    while len(old.encode()) < COMPARED_BYTES and (block := next(blocks, "")):
+        old += "\n\n" + block
+    return old.encode()[:COMPARED_BYTES].decode(errors="ignore")
+
+
+def _measure(recipe: PretrainSettings, path: str, texts: dict[str, list[str]]) -> dict[str, dict[str, float]]:
     from lamoid.inference.score import score
     from lamoid.recipes.prepare import encode_documents
 
     assert recipe.context
-    blocks = (
-        block for source in find_sources([recipe.old_text]) for document in source.documents() for block in document
-    )
-    old = next(blocks, "")
-    while len(old.encode()) < COMPARED_BYTES and (block := next(blocks, "")):
-        old += "\n\n" + block
-    old = old.encode()[:COMPARED_BYTES].decode(errors="ignore")
-    results: dict[str, list[float]] = {"new text": [], "old text": []}
-    for path in (recipe.init, recipe.out):
-        model, tokenizer = load_with_tokenizer(path, recipe.threads)
-        new_documents, new_bytes = text.heldout_documents(COMPARED_BYTES)
-        texts = {
-            "new text": (new_documents, new_bytes),
-            "old text": (encode_documents([old], tokenizer), len(old.encode())),
-        }
-        for name, (documents, n_bytes) in texts.items():
-            result = score(model, documents, n_bytes, context=recipe.context)
-            assert result is not None
-            results[name].append(result.bits_per_byte)
-    say(f"bits per byte, before -> after ({Path(recipe.out).name})")
-    for name, (before, after) in results.items():
-        say(f"  {name}   {before:.4f} -> {after:.4f}   ({after / before - 1:+.1%})")
-    return {name: (before, after) for name, (before, after) in results.items()}
+    model, tokenizer = load_with_tokenizer(path, recipe.threads)
+    figures: dict[str, dict[str, float]] = {"bits per byte": {}, "tokens per character": {}}
+    for name, parts in texts.items():
+        n_bytes = sum(len(part.encode()) for part in parts)
+        result = score(model, encode_documents(parts, tokenizer), n_bytes, context=recipe.context)
+        assert result is not None
+        figures["bits per byte"][name] = result.bits_per_byte
+        figures["tokens per character"][name] = tokens_per_character(tokenizer, parts)
+    return figures

@@ -18,6 +18,7 @@ from lamoid.data.sources import Source, find_sources
 from lamoid.errors import DataError
 from lamoid.recipes.progress import progress
 from lamoid.tokenizers.bpe import affordable_bytes, train_bpe
+from lamoid.tokenizers.grow import SAMPLE_BYTES, grow, tokens_per_character
 from lamoid.tokenizers.load import load_tokenizer
 from lamoid.tokenizers.tokenizer import Tokenizer
 
@@ -42,16 +43,21 @@ class PreparedText:
         """The hash that names the store: equal keys mean equal tokens."""
         return str(self.facts["key"])
 
-    def heldout_documents(self, max_bytes: float = math.inf) -> tuple[list[list[int]], int]:
-        """Held-out passages as ids, each behind a begin-of-text token, up to about `max_bytes`; and their bytes."""
+    def heldout_texts(self, max_bytes: float = math.inf) -> list[str]:
+        """Held-out passages up to about `max_bytes`, at least one."""
         texts: list[str] = []
         n_bytes = 0
         for text in self.heldout:
-            if texts and n_bytes + len(text.encode()) > max_bytes:
+            n_bytes += len(text.encode())
+            if texts and n_bytes > max_bytes:
                 break
             texts.append(text)
-            n_bytes += len(text.encode())
-        return encode_documents(texts, self.tokenizer), n_bytes
+        return texts
+
+    def heldout_documents(self, max_bytes: float = math.inf) -> tuple[list[list[int]], int]:
+        """The same as ids, each behind a begin-of-text token; and their bytes."""
+        texts = self.heldout_texts(max_bytes)
+        return encode_documents(texts, self.tokenizer), sum(len(text.encode()) for text in texts)
 
 
 def encode_documents(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
@@ -79,8 +85,12 @@ def prepare(
     heldout_share: float,
     seed: int,
     notify: Callable[[str], object],
+    grow_vocab: int = 0,
 ) -> PreparedText:
-    """Find the store for these sources and settings, or make it: survey, train a tokenizer unless given, encode."""
+    """Find the store for these sources and settings, or make it: survey, train a tokenizer unless given, encode.
+
+    With `grow_vocab` the tokenizer that is given learns so many more tokens from the training text.
+    """
     from lamoid.checkpoints.store import atomic_directory
 
     settings = {
@@ -90,6 +100,8 @@ def prepare(
         "heldout_share": heldout_share,
         "seed": seed,
     }
+    if grow_vocab:
+        settings["grow_vocab"] = grow_vocab
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     store = _store(key)
     if store.is_dir():
@@ -120,9 +132,9 @@ def _build(
         f"{corpus.n_repeated_bytes:,} left out because they stand elsewhere too"
     )
     if tokenizer is None:
-        notify(f"tokenizer: training a byte-level BPE of {vocab_size:,} ids")
-        sample_bytes = affordable_bytes(p.text for p in corpus.heldout)
-        tokenizer = train_bpe(corpus.sample(sample_bytes), vocab_size)
+        tokenizer = _train(corpus, vocab_size, notify)
+    elif facts.get("grow_vocab"):
+        tokenizer = _grow(corpus, tokenizer, facts["grow_vocab"], notify)
     with progress("encoding", corpus.n_bytes, "B") as bar:
         n_tokens = write_tokens(store / TOKENS_FILE, corpus.training(), tokenizer, bar.update)
     _write_heldout(store / HELDOUT_FILE, corpus)
@@ -130,6 +142,25 @@ def _build(
         (store / name).write_bytes(content)
     facts |= {"n_bytes": corpus.n_bytes, "heldout_bytes": heldout_bytes, "n_tokens": n_tokens}
     (store / MANIFEST_FILE).write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _train(corpus: "Corpus", vocab_size: int, notify: Callable[[str], object]) -> Tokenizer:
+    notify(f"tokenizer: training a byte-level BPE of {vocab_size:,} ids")
+    return train_bpe(corpus.sample(affordable_bytes(p.text for p in corpus.heldout)), vocab_size)
+
+
+def _grow(corpus: "Corpus", tokenizer: Tokenizer, n_tokens: int, notify: Callable[[str], object]) -> Tokenizer:
+    n_bytes = min(SAMPLE_BYTES, corpus.n_bytes)
+    with progress("reading", n_bytes, "B") as read, progress("learning tokens", n_tokens, "tok") as learned:
+        sample = corpus.sample(SAMPLE_BYTES)
+        grown = grow(tokenizer, sample, n_tokens, on_bytes=read.update, on_tokens=learned.update)
+    texts = [passage.text for passage in corpus.heldout]
+    before, after = (tokens_per_character(t, texts) for t in (tokenizer, grown))
+    notify(
+        f"tokenizer: {grown.vocab_size - tokenizer.vocab_size:,} tokens learned, now {grown.vocab_size:,}; "
+        f"{before:.3f} -> {after:.3f} tokens per character of the held-out text"
+    )
+    return grown
 
 
 def _write_heldout(file: Path, corpus: "Corpus") -> None:
@@ -153,12 +184,14 @@ def open_store(key: str, tokenizer: Tokenizer | None) -> PreparedText:
     try:
         facts = json.loads((store / MANIFEST_FILE).read_text(encoding="utf-8"))
         lines = (store / HELDOUT_FILE).read_text(encoding="utf-8").split("\n")
-        tokenizer = tokenizer or load_tokenizer(store)
-        tokens = np.memmap(store / TOKENS_FILE, dtype=id_type(tokenizer.vocab_size), mode="r")
+        stored = load_tokenizer(store) if tokenizer is None or "grow_vocab" in facts else tokenizer
+        tokens = np.memmap(store / TOKENS_FILE, dtype=id_type(stored.vocab_size), mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"{store} is damaged ({error}); delete it, it will be made again") from error
     if len(tokens) != facts["n_tokens"]:
         raise DataError(
             f"{store} has {len(tokens)} tokens instead of {facts['n_tokens']}; delete it, it will be made again"
         )
-    return PreparedText(tokenizer, tokens, [json.loads(line)["text"] for line in lines if line], facts)
+    if tokenizer is not None:
+        stored.chat_template = tokenizer.chat_template
+    return PreparedText(stored, tokens, [json.loads(line)["text"] for line in lines if line], facts)

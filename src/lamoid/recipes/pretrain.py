@@ -28,7 +28,7 @@ def run(recipe: Recipe) -> int:
     from lamoid.models.llama import Llama
     from lamoid.recipes.choose import choose
     from lamoid.recipes.complete import sample
-    from lamoid.recipes.continued import begin, compare
+    from lamoid.recipes.continued import begin, compare, grown
     from lamoid.recipes.evaluation import on_text
     from lamoid.recipes.fit import fit
     from lamoid.recipes.load import check_device, set_threads
@@ -43,7 +43,8 @@ def run(recipe: Recipe) -> int:
         initial = begin(given)
         chosen, text, config = choose(given, initial, say)
         assert chosen.context and chosen.batch_rows
-        model = initial[0] or Llama(config).initialise(chosen.seed)
+        model = grown(initial, text) or Llama(config).initialise(chosen.seed)
+        del initial  # with --grow-vocab another model, of which there need not be two
         model.gradient_checkpointing = chosen.gradient_checkpointing
         model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))
         documents, n_bytes = text.heldout_documents(EVAL_BYTES)

@@ -80,6 +80,7 @@ class PretrainSettings(TrainingSettings):
     out: str = option("", "directory of the run; the same command goes on where it stopped")
     model: str = option("auto", "auto, or a published size such as llama-3.2-1b")
     init: str = option("", "go on with this model instead of a new one: a directory, a GGUF file or a fetched model")
+    grow_vocab: int = option(0, "tokens that the tokenizer of --init learns from the text, for a new language")
     old_text: str = option("python-docs", "text of the domain that --init knows, to see what it forgets")
     tokenizer: str = option("", "directory of a tokenizer (default: train a byte-level BPE on the text)")
     vocab_size: int | None = option(None, "ids of the tokenizer that is trained")
