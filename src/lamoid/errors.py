@@ -2,7 +2,8 @@
 
     LamoidError
     ├── UsageError         2  a wrong call: an unknown flag, a value out of range (also a ValueError)
-    │   └── MissingExtra   2  an optional package is not installed (also an ImportError)
+    │   ├── MissingExtra   2  an optional package is not installed (also an ImportError)
+    │   └── EngineUnavailable  2  the native engine cannot run here, or not this model; torch can
     ├── DataError          3  a file or text that cannot be used (also a ValueError)
     │   └── CheckpointError  3  a model directory that cannot be used
     └── RunError           4  a run that failed: disk full, loss not finite (also a RuntimeError)
@@ -28,6 +29,10 @@ class MissingExtra(UsageError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; install it with: pip install 'lamoid[{extra}]'")
+
+
+class EngineUnavailable(UsageError):
+    """The native engine was asked for and cannot be used; the message is the reason."""
 
 
 class DataError(LamoidError, ValueError):

@@ -3,7 +3,7 @@
 import torch
 
 from lamoid.models.llama import Llama, LlamaConfig
-from lamoid.nn.positions import Llama3Scaling
+from lamoid.nn.rope_scaling import Llama3Scaling
 
 TEMPLATE = "{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>{{ m['content'] }}{% endfor %}"
 

@@ -15,7 +15,7 @@ from lamoid.checkpoints.conversion import convert, open_model
 from lamoid.checkpoints.source import Source, load
 from lamoid.checkpoints.store import file_digest
 from lamoid.errors import RunError
-from lamoid.nn.positions import Llama3Scaling
+from lamoid.nn.rope_scaling import Llama3Scaling
 from lamoid.tokenizers.bpe import train_bpe
 from lamoid.tokenizers.gguf_vocabulary import PROBE
 from lamoid.tokenizers.tokenizer import Tokenizer

@@ -21,7 +21,7 @@ from lamoid.checkpoints.gguf_write import metadata
 from lamoid.errors import CheckpointError
 from lamoid.inference.sampling import Sampling
 from lamoid.models.llama import LlamaConfig
-from lamoid.nn.positions import LinearScaling, Llama3Scaling, YarnScaling
+from lamoid.nn.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from lamoid.tokenizers.gguf_vocabulary import PROBE
 
 GREEDY = Sampling(temperature=0)
@@ -192,7 +192,7 @@ def test_rows_that_are_no_whole_blocks_stay_f16_and_it_says_so(model_directory, 
 
 
 def test_a_scaling_that_gguf_cannot_say_is_refused(model_directory) -> None:
-    from lamoid.nn.positions import DynamicNTKScaling
+    from lamoid.nn.rope_scaling import DynamicNTKScaling
 
     source = open_model(model_directory(replace(SHAPES["grouped"], rope_scaling=DynamicNTKScaling(2.0, 128))))
     with pytest.raises(CheckpointError, match="rope_type is dynamic"):

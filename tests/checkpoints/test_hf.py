@@ -21,7 +21,7 @@ from lamoid.checkpoints.hf import config_from_hf, config_to_hf, read_config, rea
 from lamoid.checkpoints.store import MAX_JSON_BYTES, atomic_directory
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import Llama, LlamaConfig
-from lamoid.nn.positions import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from lamoid.nn.rope_scaling import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 CONFIG = LlamaConfig(97, 12, 2, 6, 3, 4, 15, 64)
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

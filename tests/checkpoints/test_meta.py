@@ -19,7 +19,8 @@ from lamoid.checkpoints.meta_write import params_to_meta
 from lamoid.checkpoints.source import load
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import PRESETS, LlamaConfig
-from lamoid.nn.positions import LinearScaling, Llama3Scaling
+from lamoid.nn.positions import stretch
+from lamoid.nn.rope_scaling import LinearScaling, Llama3Scaling
 from lamoid.tokenizers.gguf_vocabulary import PROBE
 
 PLAIN = {name: c for name, c in SHAPES.items() if c.head_dim * c.n_heads == c.d_model} | {"scaled": SCALED}
@@ -69,7 +70,7 @@ def test_the_files_mean_the_same_to_metas_arithmetic(config: LlamaConfig, model_
     factors = torch.ones(8)
     if config.rope_scaling is not None:
         factors = 1 / (
-            config.rope_scaling.stretch(16, config.rope_base, 0)[0] * config.rope_base ** (torch.arange(8) / 8)
+            stretch(config.rope_scaling, 16, config.rope_base, 0)[0] * config.rope_base ** (torch.arange(8) / 8)
         )
     model, tokenizer = load(open_model(source)), open_model(source).tokenizer
     ids = tokenizer.encode(PROBE)[:60]

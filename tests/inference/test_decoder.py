@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lamoid.inference.decoder import TorchDecoder, _Product
 from lamoid.models.llama import Llama, LlamaConfig
-from lamoid.nn.positions import DynamicNTKScaling, Llama3Scaling, RopeScaling, YarnScaling
+from lamoid.nn.rope_scaling import DynamicNTKScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 V = 97  # divides by no number of threads
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ from lamoid.errors import UsageError
 from lamoid.models.llama import PRESETS, Llama, LlamaConfig
 from lamoid.nn.kv_cache import KVCache
 from lamoid.nn.losses import IGNORED
-from lamoid.nn.positions import DynamicNTKScaling, Llama3Scaling
+from lamoid.nn.rope_scaling import DynamicNTKScaling, Llama3Scaling
 from lamoid.training.loop import Progress, train
 from lamoid.training.objectives import next_token
 

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from lamoid.nn.attention import Attention
 from lamoid.nn.kv_cache import KVCache
-from lamoid.nn.positions import DynamicNTKScaling, RoPE
+from lamoid.nn.positions import RoPE
+from lamoid.nn.rope_scaling import DynamicNTKScaling
 
 
 def some_pairs(n: int, batch: int = 2) -> tuple[Tensor, Tensor]:

@@ -8,17 +8,8 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from lamoid.nn.positions import (
-    DynamicNTKScaling,
-    LinearScaling,
-    Llama3Scaling,
-    RoPE,
-    RopeScaling,
-    YarnScaling,
-    rope_frequencies,
-    rotate,
-    rotate_interleaved,
-)
+from lamoid.nn.positions import RoPE, rope_frequencies, rotate, rotate_interleaved, stretch
+from lamoid.nn.rope_scaling import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 2048}
@@ -77,7 +68,7 @@ def test_scaled_frequencies_have_the_bits_of_transformers(
     scaling: RopeScaling, theirs: dict[str, Any], base: float, head_dim: int
 ) -> None:
     expected, expected_magnitude = ROPE_INIT_FUNCTIONS[theirs["rope_type"]](hf_config(head_dim, base, theirs))
-    frequencies, magnitude = scaling.stretch(head_dim, base, 0)
+    frequencies, magnitude = stretch(scaling, head_dim, base, 0)
     assert torch.equal(frequencies, expected)
     assert magnitude == expected_magnitude
 
@@ -88,7 +79,7 @@ def test_scaled_frequencies_have_the_bits_of_transformers(
 def test_dynamic_ntk_has_the_bits_of_transformers(seq_len: int, factor: float, head_dim: int) -> None:
     config = hf_config(head_dim, 10_000.0, {"rope_type": "dynamic", "factor": factor})
     expected, _ = ROPE_INIT_FUNCTIONS["dynamic"](config, seq_len=seq_len)
-    frequencies, magnitude = DynamicNTKScaling(factor, 2048).stretch(head_dim, 10_000.0, seq_len)
+    frequencies, magnitude = stretch(DynamicNTKScaling(factor, 2048), head_dim, 10_000.0, seq_len)
     assert torch.equal(frequencies, expected)
     assert magnitude == 1.0
 
@@ -153,7 +144,7 @@ def test_interleaved_pairs_turn_by_their_angle() -> None:
 
 
 def test_llama3_keeps_fast_pairs_and_stretches_slow_ones_by_the_factor() -> None:
-    plain, scaled = rope_frequencies(128, 500_000.0), Llama3Scaling(32.0, 1.0, 4.0, 8192).stretch(128, 500_000.0, 0)[0]
+    plain, scaled = rope_frequencies(128, 500_000.0), stretch(Llama3Scaling(32.0, 1.0, 4.0, 8192), 128, 500_000.0, 0)[0]
     wavelengths = 2 * math.pi / plain
     assert torch.equal(scaled[wavelengths < 8192 / 4], plain[wavelengths < 8192 / 4])
     assert torch.equal(scaled[wavelengths > 8192], plain[wavelengths > 8192] / 32)

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lamoid.checkpoints.gguf import DEFAULT_ALIGNMENT_BYTES
-from lamoid.checkpoints.gguf_llama import ATTENTION_FACTOR, LLAMA3_SCALING, ROPE_FACTORS, rope_factors
+from lamoid.checkpoints.gguf_config import ATTENTION_FACTOR, LLAMA3_SCALING, ROPE_FACTORS, rope_factors
 from lamoid.checkpoints.name_maps import llama_to_gguf
 from lamoid.checkpoints.quants import FORMATS
 from lamoid.checkpoints.source import DTYPES, Source, check_range, is_rotated, row_blocks, split_rows
 from lamoid.errors import CheckpointError, MissingExtra
 from lamoid.models.llama import LlamaConfig
-from lamoid.nn.positions import DynamicNTKScaling, LinearScaling, Llama3Scaling, YarnScaling
+from lamoid.nn.rope_scaling import DynamicNTKScaling, LinearScaling, Llama3Scaling, YarnScaling
 from lamoid.tokenizers.gguf_vocabulary import tokenizer_to_gguf
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
@@ -115,7 +115,7 @@ def metadata(source: Source, dtype: str) -> dict[str, Any]:
         s = c.rope_scaling
         keys[LLAMA3_SCALING] = [s.factor, s.low_freq_factor, s.high_freq_factor, float(s.original_max_seq_len)]
     if "llama.rope.scaling.attn_factor" in keys and isinstance(c.rope_scaling, YarnScaling):
-        keys[ATTENTION_FACTOR] = np.float64(c.rope_scaling.stretch(c.head_dim, c.rope_base, 0)[1])
+        keys[ATTENTION_FACTOR] = np.float64(c.rope_scaling.magnitude)
     if source.tokenizer is not None:
         keys |= tokenizer_to_gguf(source.tokenizer, c.vocab_size)
         others = [i for i in source.end_ids if i != source.tokenizer.special_id("eos")]
@@ -127,7 +127,7 @@ def rope_tensor(config: LlamaConfig) -> NDArray[np.float32] | None:
     """What llama.cpp divides RoPE's frequencies by, for llama3 scaling; None for all others."""
     if not isinstance(config.rope_scaling, Llama3Scaling):
         return None
-    return rope_factors(config.rope_scaling, config.head_dim, config.rope_base).numpy().astype("<f4")
+    return rope_factors(config.rope_scaling, config.head_dim, config.rope_base).astype("<f4")
 
 
 def _scaling(config: LlamaConfig) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def _scaling(config: LlamaConfig) -> dict[str, Any]:
         return {}
     if not s.truncate:
         raise CheckpointError("truncate of rope_type yarn is False, which GGUF cannot say; only True can be written")
-    magnitude = s.stretch(config.head_dim, config.rope_base, 0)[1]
-    usual = YarnScaling(s.factor, s.original_max_seq_len).stretch(config.head_dim, config.rope_base, 0)[1]
+    magnitude = s.magnitude
+    usual = YarnScaling(s.factor, s.original_max_seq_len).magnitude
     return {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": s.factor,

@@ -13,7 +13,7 @@ from lamoid.checkpoints.name_maps import LLAMA_FIELDS, llama_to_hf
 from lamoid.checkpoints.spelling import Spelling, Tensors, allow_only, as_kind, make_config, read_fields
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import Llama, LlamaConfig
-from lamoid.nn.positions import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
+from lamoid.nn.rope_scaling import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 
 def llama_config_to_hf(config: LlamaConfig) -> dict[str, Any]:

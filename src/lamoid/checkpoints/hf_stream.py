@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lamoid.checkpoints.hf import INDEX_FILE, WEIGHTS_FILE, read_config, weight_files, write_description
+from lamoid.checkpoints.llama_tensors import check_tensors
 from lamoid.checkpoints.name_maps import llama_to_hf
-from lamoid.checkpoints.source import DTYPES, Rows, Source, check_tensors, to_dtype
+from lamoid.checkpoints.source import DTYPES, Rows, Source, to_dtype
 from lamoid.errors import CheckpointError
 from lamoid.models.llama import LlamaConfig
 from lamoid.tokenizers.load import has_tokenizer, load_tokenizer

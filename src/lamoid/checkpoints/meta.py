@@ -14,20 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lamoid.checkpoints.llama_tensors import check_tensors
 from lamoid.checkpoints.name_maps import llama_to_meta
-from lamoid.checkpoints.source import (
-    DTYPES,
-    Rows,
-    Source,
-    check_tensors,
-    interleaved_rows,
-    is_rotated,
-    parameter_shapes,
-    row_blocks,
-)
+from lamoid.checkpoints.source import DTYPES, Rows, Source, interleaved_rows, is_rotated, row_blocks
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import PRESETS, LlamaConfig
-from lamoid.nn.positions import Llama3Scaling
+from lamoid.models.llama_config import parameter_shapes
+from lamoid.nn.rope_scaling import Llama3Scaling
 from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
 
 PARAMS_FILE, OWN_FILE = "params.json", "lamoid.json"

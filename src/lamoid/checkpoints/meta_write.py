@@ -31,7 +31,7 @@ from lamoid.checkpoints.name_maps import llama_to_meta
 from lamoid.checkpoints.source import DTYPES, Source, is_rotated, row_blocks, split_rows, to_dtype
 from lamoid.errors import UsageError
 from lamoid.models.llama import LlamaConfig
-from lamoid.nn.positions import Llama3Scaling
+from lamoid.nn.rope_scaling import Llama3Scaling
 
 
 def write_meta(directory: Path, source: Source, dtype: str, on_weights: Callable[[int], object]) -> None:

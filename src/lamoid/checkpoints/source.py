@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lamoid.errors import CheckpointError
-from lamoid.models.llama import Llama, LlamaConfig
+from lamoid.models.llama import Llama
+from lamoid.models.llama_config import LlamaConfig, parameter_shapes
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 Rows = NDArray[np.int64]
@@ -88,12 +89,6 @@ def fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
-def parameter_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of a Llama; what is tied is there once, as the embedding."""
-    with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in Llama(config).named_parameters()}
-
-
 def row_blocks(shape: tuple[int, ...]) -> Iterator[Rows]:
     """The row numbers of a tensor, in runs of at most BLOCK_WEIGHTS weights (at least one row each)."""
     step = max(BLOCK_WEIGHTS // math.prod(shape[1:]), 1)
@@ -122,21 +117,6 @@ def split_rows(rows: Rows, head_dim: int) -> Rows:
 def is_rotated(name: str) -> bool:
     """Whether a parameter makes queries or keys, whose rows RoPE pairs."""
     return ".q_proj." in name or ".k_proj." in name
-
-
-def check_tensors(
-    path: Path, config: LlamaConfig, rename: Callable[[str], str], found: dict[str, tuple[int, ...]]
-) -> None:
-    """Raise CheckpointError listing every tensor of a file that is missing, superfluous or of the wrong shape."""
-    wanted = {rename(name): shape for name, shape in parameter_shapes(config).items()}
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is superfluous" for name in found if name not in wanted]
-    problems += [
-        f"{name} is {found[name]}, not {shape}" for name, shape in wanted.items() if found.get(name, shape) != shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise CheckpointError(f"{path} does not fit its configuration: {shown}")
 
 
 def to_dtype(weights: Tensor, dtype: str, name: str) -> Tensor:

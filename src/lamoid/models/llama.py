@@ -9,20 +9,20 @@ grouped-query attention on Llama 2's 34B and 70B and on all of Llama 3.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lamoid.errors import UsageError
+from lamoid.models.llama_config import LlamaConfig as LlamaConfig
 from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import SwiGLU
 from lamoid.nn.kv_cache import KVCache
 from lamoid.nn.masks import causal_mask, check_covers, token_positions
 from lamoid.nn.norms import RMSNorm
-from lamoid.nn.positions import Llama3Scaling, RoPE, RopeScaling
+from lamoid.nn.positions import RoPE
+from lamoid.nn.rope_scaling import Llama3Scaling
 
 INITIALISATION = {
     # The residual stream gains two terms a block; the root keeps its variance near 1 whatever the depth (GPT-2, section 2.3).
@@ -31,44 +31,6 @@ INITIALISATION = {
     # Every other matrix, embeddings included: N(0, std²). Norm gains are 1, biases 0.
     "": lambda std, n_layers: std,
 }
-
-_MOST = {"n_layers": 2**10, "vocab_size": 2**24, "max_seq_len": 2**31}
-"""Largest sizes that are believed, 2^20 where nothing is said: a damaged file must not ask for 10^9 layers."""
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """The shape of a Llama. `head_dim` is free of d_model / n_heads; `n_kv_heads` divides `n_heads`."""
-
-    vocab_size: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    d_ff: int
-    max_seq_len: int
-    norm_eps: float = 1e-5
-    rope_base: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    tied_embeddings: bool = False
-    attention_bias: bool = False
-    feed_forward_bias: bool = False
-    init_std: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_seq_len"):
-            value, most = getattr(self, name), _MOST.get(name, 2**20)
-            if type(value) is not int or not 1 <= value <= most:
-                raise UsageError(f"{name} is {value!r}; it must be a whole number from 1 to {most}")
-        if self.n_heads % self.n_kv_heads:
-            raise UsageError(f"n_kv_heads is {self.n_kv_heads}; it must divide n_heads, which is {self.n_heads}")
-        if self.head_dim % 2:
-            raise UsageError(f"head_dim is {self.head_dim}; RoPE turns pairs of features, so it must be even")
-        for name in ("norm_eps", "rope_base", "init_std"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} is {value}; it must be finite and above 0")
 
 
 class Block(nn.Module):

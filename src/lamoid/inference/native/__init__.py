@@ -1,0 +1,1 @@
+"""The CPU engine's kernels in C, and their binding through ctypes."""

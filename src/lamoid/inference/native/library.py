@@ -1,0 +1,130 @@
+"""The compiled kernels as Python sees them: the structs of engine.h, and the library, which may be missing."""
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from pathlib import Path
+
+from lamoid.errors import EngineUnavailable
+
+FOLDER = Path(__file__).parent
+PAGE_KEYS = 64
+"""Positions in a page of the KV cache, as in engine.h."""
+
+
+class Matrix(Structure):
+    """A weight matrix: GGUF's number of its format, its shape, where it lies, and its bias or None."""
+
+    _fields_ = (
+        ("format", c_int32),
+        ("n_rows", c_int32),
+        ("n_cols", c_int32),
+        ("data", c_void_p),
+        ("bias", c_void_p),
+    )
+
+
+class Layer(Structure):
+    """The weights of one block."""
+
+    _fields_ = (
+        ("attention_norm", c_void_p),
+        ("feed_forward_norm", c_void_p),
+        *((name, Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+    )
+
+
+class Model(Structure):
+    """Sizes and weights of a model."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "head_dim", "d_ff")),
+        ("vocab_size", c_int32),
+        ("is_interleaved", c_int32),
+        ("is_half_cache", c_int32),
+        ("norm_eps", c_float),
+        ("norm", c_void_p),
+        ("head", Matrix),
+        ("layers", POINTER(Layer)),
+    )
+
+
+class Batch(Structure):
+    """The tokens of one step, and where their logits go."""
+
+    _fields_ = (
+        ("n_tokens", c_int32),
+        ("n_outputs", c_int32),
+        ("embedded", c_void_p),
+        ("positions", c_void_p),
+        ("pages", c_void_p),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("outputs", c_void_p),
+        ("logits", c_void_p),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The shared library. Raises EngineUnavailable where it was not built."""
+    for suffix in [*importlib.machinery.EXTENSION_SUFFIXES, ".so"]:
+        file = FOLDER / f"_engine{suffix}"
+        if file.is_file():
+            return load_library(file)
+    raise EngineUnavailable("the kernels were not compiled when lamoid was installed; install a C compiler, then again")
+
+
+def load_library(file: Path) -> ctypes.CDLL:
+    """A compiled library with the types of its functions. Raises EngineUnavailable where it cannot be loaded here."""
+    try:
+        loaded = ctypes.CDLL(str(file))
+        for name, (result, arguments) in _FUNCTIONS.items():
+            function = getattr(loaded, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise EngineUnavailable(f"{file} cannot be loaded ({error}); install lamoid again") from error
+    return loaded
+
+
+_FUNCTIONS = {
+    "lamoid_open": (c_void_p, (c_int, c_int)),
+    "lamoid_close": (None, (c_void_p,)),
+    "lamoid_has_avx2": (c_int, ()),
+    "lamoid_forward": (c_int, (c_void_p, POINTER(Model), POINTER(Batch))),
+    "lamoid_pack": (None, (c_void_p, c_int, c_void_p, c_int, c_int, c_void_p)),
+    "lamoid_packed_bytes": (c_int64, (c_int, c_int, c_int)),
+    "lamoid_matmul": (c_int, (c_void_p, POINTER(Matrix), c_void_p, c_int, c_void_p)),
+    "lamoid_read": (c_uint64, (c_void_p, c_void_p, c_int64)),
+}
+
+
+class Team:
+    """A team of threads with its working memory; closed with the last reference to it."""
+
+    def __init__(
+        self, n_threads: int | None = None, *, portable: bool = False, library_file: Path | None = None
+    ) -> None:
+        """`n_threads` None takes all cores that this process may use; `portable` keeps to plain C."""
+        self.library = load_library(library_file) if library_file else library()
+        self.n_threads = n_threads or available_cores()
+        self.path = "C" if portable or not self.library.lamoid_has_avx2() else "AVX2"
+        self._team = self.library.lamoid_open(self.n_threads, int(portable))
+        if not self._team:
+            raise EngineUnavailable(f"{self.n_threads} threads cannot be started; ask for fewer with --threads")
+
+    @property
+    def address(self) -> int:
+        """What the library's functions take as their first argument."""
+        return int(self._team)
+
+    def __del__(self) -> None:
+        if getattr(self, "_team", None):
+            self.library.lamoid_close(self._team)
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
