@@ -5,6 +5,7 @@ more than a block, so a model of any size passes through a little memory. Names 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -49,7 +50,7 @@ class Source:
     tokenizer: Tokenizer | None = None
     end_ids: tuple[int, ...] = ()
 
-    @property
+    @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter, in the order of the model."""
         return parameter_shapes(self.config)
