@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from lamoid.adapt.paths import ALL_LINEAR, find_layers, replace_layer
+from lamoid.adapt.paths import ALL_LINEAR, FROZEN, find_layers, replace_layer
 from lamoid.errors import UsageError
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,13 +53,16 @@ def quantize_base(model: M, config: Nf4Config, offsets: Mapping[str, float] | No
     model.requires_grad_(False)
     for path, linear in find_layers(model, (nn.Linear,), [ALL_LINEAR]).items():
         assert isinstance(linear, nn.Linear)
+        if offsets is not None and config.double_quantization and path not in offsets:
+            raise UsageError(f"there is no offset among those given for {path}; give those of the same model, or none")
         replace_layer(model, path, Nf4Linear(linear, config, (offsets or {}).get(path)))
     return model
 
 
 def offsets_of(model: nn.Module) -> dict[str, float]:
-    """The mean scale of each layer in NF4, by path of the layer; empty without double quantization."""
-    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, Nf4Linear)}
+    """The mean scale of each layer in NF4, by its path in the base; empty without double quantization."""
+    modules = model.named_modules()
+    layers = {path.removesuffix(f".{FROZEN}"): layer for path, layer in modules if isinstance(layer, Nf4Linear)}
     return {path: float(layer.offset) for path, layer in layers.items() if layer.offset is not None}
 
 

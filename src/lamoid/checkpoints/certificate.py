@@ -96,7 +96,7 @@ def compare_layers(source: Source, result: Source, ids: list[int]) -> dict[str, 
     positions = torch.arange(len(ids)).repeat(2, 1)
     positions[1, len(ids) // 2 :] += FAR_POSITION
     exact = all(_is_exact(source.formats[name], result.formats[name]) for name in source.shapes)
-    first, second = _Streamed(source), _Streamed(result)
+    first, second = Streamed(source), Streamed(result)
     tokens = torch.tensor([ids, ids])
     x, own = first.embed(tokens), second.embed(tokens)
     differences = {"embedding": _by_row(x - own)}
@@ -130,7 +130,7 @@ def hashes(path: Path) -> dict[str, str]:
     return {file.name: file_digest(file) for file in files}
 
 
-class _Streamed:
+class Streamed:
     """A Llama that runs layer by layer while its matrices stay on disk."""
 
     def __init__(self, source: Source) -> None:
@@ -172,7 +172,7 @@ class _StreamedLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def _compare_logits(first: _Streamed, second: _Streamed, x: Tensor, own: Tensor, ids: Tensor) -> dict[str, Any]:
+def _compare_logits(first: Streamed, second: Streamed, x: Tensor, own: Tensor, ids: Tensor) -> dict[str, Any]:
     """Difference, loss and most likely token of both, over runs of the vocabulary: never all logits at once."""
     streams = (first.logits(x), second.logits(own))
     sums = [torch.full(ids.shape, -math.inf) for _ in streams]

@@ -12,6 +12,7 @@ from lamoid.checkpoints.hf import CONFIG_FILE
 from lamoid.checkpoints.hf_stream import open_hf, write_hf
 from lamoid.checkpoints.meta import PARAMS_FILE, open_meta
 from lamoid.checkpoints.meta_write import write_meta
+from lamoid.checkpoints.peft import ADAPTER_FILE
 from lamoid.checkpoints.source import DTYPES, Source
 from lamoid.checkpoints.store import atomic_directory, atomic_file, write_json
 from lamoid.errors import CheckpointError, UsageError
@@ -31,6 +32,8 @@ def open_model(path: Path) -> Source:
     for file, kind in ((CONFIG_FILE, "hf"), (PARAMS_FILE, "meta")):
         if (path / file).is_file():
             return READERS[kind](path)
+    if (path / ADAPTER_FILE).is_file():
+        raise CheckpointError(f"{path} is an adapter; merge it into its base first: lamoid merge {path} --out DIR")
     raise CheckpointError(
         f"{path} is no model; expected a .gguf file, or a directory with {CONFIG_FILE} or {PARAMS_FILE} (Meta's)"
     )
@@ -44,13 +47,14 @@ def convert(
     dtype: str | None = None,
     notify: Callable[[str], object] = print,
     on_weights: Callable[[int], object] = lambda n: None,
+    measure: Callable[[Source], dict[str, Any]] = lambda result: {},
 ) -> dict[str, Any]:
     """Write a model in another format; returns the certificate, which also lies beside the result.
 
     `kind` is one of WRITERS (None: `gguf` for a name that ends so, else `hf`); `dtype` is one of FILE_TYPES, for `hf`
     and `meta` one of DTYPES (None: the source's own, or F32 where it is quantized). What is written is read again and
     compared with the source; if that fails, or anything else, nothing is left behind. `on_weights` hears every weight
-    twice: when it is written and when it is compared.
+    twice: when it is written and when it is compared. What `measure` finds in the result goes into the certificate too.
     """
     kind = kind or ("gguf" if target.suffix.lower() == ".gguf" else "hf")
     dtype = _dtype(source, kind, dtype)
@@ -64,7 +68,8 @@ def convert(
             )
     with _place(target, kind) as (place, certificate_file):
         WRITERS[kind](place, source, dtype, on_weights)
-        certificate = {"format": kind, "dtype": dtype, **certify(source, READERS[kind](place), on_weights)}
+        result = READERS[kind](place)
+        certificate = {"format": kind, "dtype": dtype, **certify(source, result, on_weights), **measure(result)}
         if kind == "gguf":  # it is hashed under its temporary name
             certificate["result"]["sha256"] = {target.name: certificate["result"]["sha256"][place.name]}
         write_json(certificate_file, certificate)

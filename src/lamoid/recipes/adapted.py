@@ -1,15 +1,18 @@
-"""An adapter and the base that it names -> the adapted model."""
+"""An adapter and the base that it names -> the adapted model, and the whole model that it amounts to."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamoid.errors import CheckpointError, DataError
+from lamoid.errors import CheckpointError, DataError, UsageError
 from lamoid.recipes.catalogue import is_name, models_path
+from lamoid.tokenizers.chat import read_end_ids
+from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     import torch
 
     from lamoid.checkpoints.peft import SavedAdapter
+    from lamoid.checkpoints.source import Source
     from lamoid.models.llama import Llama
 
 
@@ -35,6 +38,35 @@ def load_adapted(directory: Path, *, dtype: "torch.dtype | None" = None) -> "tup
     if not isinstance(model, Llama):
         raise CheckpointError(f"{base} is a {type(model).__name__}; adapters are for Llamas")
     return attach(model, saved, dtype=dtype), base
+
+
+def open_merged(directory: Path) -> "tuple[Llama, Source, bool]":
+    """The adapted model, the whole model that it amounts to, and whether the adapted one computes in float32 throughout.
+
+    Raises UsageError for a directory that is no adapter, and for Houlsby adapters.
+    """
+    import torch
+
+    from lamoid.adapt.adapters import AdaptedLinear
+    from lamoid.adapt.nf4 import Nf4Linear
+    from lamoid.checkpoints.merged import merged_source
+    from lamoid.checkpoints.peft import is_adapter
+
+    if not is_adapter(directory):
+        raise UsageError(f"{directory} holds no adapter that could be merged; it is a whole model, or none")
+    model, base = load_adapted(directory, dtype=torch.float32)
+    if any(isinstance(layer, AdaptedLinear) for layer in model.modules()):
+        raise UsageError(
+            f"{directory} holds Houlsby adapters, which cannot be merged: each has a GELU between its two matrices, and no "
+            f"matrix of the base amounts to that; use the directory as it is, with lamoid generate, chat and eval"
+        )
+    places = [place for place in (directory, base) if has_tokenizer(place)]
+    tokenizer = load_tokenizer(places[0]) if places else None
+    own_end = tokenizer.special_id("eos") if tokenizer is not None else None
+    end_ids = tuple(i for i in read_end_ids(directory) or read_end_ids(base) if i != own_end)
+    products = [layer.compute_dtype for layer in model.modules() if isinstance(layer, Nf4Linear)]
+    source = merged_source(model, directory, tokenizer, end_ids)
+    return model, source, all(dtype == torch.float32 for dtype in products)
 
 
 def find_base(saved: "SavedAdapter") -> Path:
