@@ -13,6 +13,7 @@ VERBS = {
     "tokenizer train": ("lamoid.recipes.train_tokenizer", "train a tokenizer on text"),
     "tokenizer show": ("lamoid.recipes.show_tokenizer", "show, merge by merge, how a text becomes tokens"),
     "pretrain": ("lamoid.recipes.pretrain", "train a model on raw text, from the beginning"),
+    "gqa": ("lamoid.recipes.gqa", "fewer key/value heads: convert, uptrain, and report"),
     "generate": ("lamoid.recipes.generate", "continue a prompt"),
     "chat": ("lamoid.recipes.chat", "talk with a model"),
     "eval": ("lamoid.recipes.evaluate", "measure a model on a text: loss, perplexity, bits per byte"),

@@ -41,7 +41,9 @@ def _call(arguments: list[str], log: str, environment: dict[str, str]) -> None:
 
 
 class Run:
-    """`lamoid pretrain` on a small corpus, always with the same command."""
+    """`lamoid pretrain`, or the words in `verb`, on a small corpus, always with the same command."""
+
+    verb = ("pretrain",)
 
     def __init__(self, folder: Path, corpus: Path, **flags: object) -> None:
         self.out, self.log = folder / "run", folder / "log.txt"
@@ -56,7 +58,7 @@ class Run:
     def start(self, **flags: object):
         together = self.flags | flags
         flags_given = (f"--{name}" if value is True else f"--{name}={value}" for name, value in together.items())
-        arguments = ["pretrain", *flags_given]
+        arguments = [*self.verb, *flags_given]
         process = _CONTEXT.Process(target=_call, args=(arguments, str(self.log), self.environment))
         process.start()
         return process

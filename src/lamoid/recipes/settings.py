@@ -86,3 +86,16 @@ class PretrainSettings(TrainingSettings):
     vocab_size: int | None = option(None, "ids of the tokenizer that is trained")
     heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
     prompt: str = option("", "beginning of the samples (default: the model's own)")
+
+
+@dataclass(frozen=True)
+class UptrainSettings(TrainingSettings):
+    """The settings of uptraining; batch, row and learning rate are the original run's where nothing is said."""
+
+    model: str = option("", "a model directory, a .gguf file, or the name of a fetched model", positional=True)
+    data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
+    out: str = option("", "directory of the run; the same command goes on where it stopped")
+    alpha: float = option(0.05, "share of the original tokens to train on")
+    original_tokens: int | None = option(None, "tokens that MODEL was trained on, where it is no run of lamoid")
+    heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
+    prompt: str = option("", "beginning of the samples (default: the model's own)")
