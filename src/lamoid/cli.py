@@ -18,6 +18,7 @@ VERBS = {
         "lamoid.recipes.explain_batch",
         "show which tokens of a real batch are trained, and what looks wrong",
     ),
+    "gqa": ("lamoid.recipes.gqa", "fewer key/value heads: convert, uptrain, and report"),
     "generate": ("lamoid.recipes.generate", "continue a prompt"),
     "chat": ("lamoid.recipes.chat", "talk with a model"),
     "eval": ("lamoid.recipes.evaluate", "measure a model on a text: loss, perplexity, bits per byte"),

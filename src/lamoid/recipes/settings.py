@@ -113,3 +113,16 @@ class FinetuneSettings(TrainingSettings):
     template: str = option("", "llama-2, llama-3, or a .jinja file (default: the template that the model carries)")
     heldout_share: float = option(0.05, "share of the conversations that is held out, at least one")
     skip_bad: bool = option(False, "count lines that cannot be read, and go on without them")
+
+
+@dataclass(frozen=True)
+class UptrainSettings(TrainingSettings):
+    """The settings of uptraining; batch, row and learning rate are the original run's where nothing is said."""
+
+    model: str = option("", "a model directory, a .gguf file, or the name of a fetched model", positional=True)
+    data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
+    out: str = option("", "directory of the run; the same command goes on where it stopped")
+    alpha: float = option(0.05, "share of the original tokens to train on")
+    original_tokens: int | None = option(None, "tokens that MODEL was trained on, where it is no run of lamoid")
+    heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
+    prompt: str = option("", "beginning of the samples (default: the model's own)")

@@ -1,0 +1,146 @@
+"""Uptraining: a model whose architecture was changed is pretrained on, for a fraction of the tokens that it was trained on.
+
+Ainslie et al. 2023, section 2.1: convert the checkpoint, then go on with pretraining for a proportion α of its steps.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from lamoid.errors import DataError, UsageError
+from lamoid.recipes.choose import CONTINUED_CONTEXT, CONTINUED_LEARNING_RATE, LARGEST_WARMUP_SHARE
+from lamoid.recipes.load import is_gguf, resolve
+from lamoid.recipes.prepare import PreparedText, measure, prepare
+from lamoid.recipes.recipe import load
+from lamoid.recipes.resume import RECIPE_FILE
+from lamoid.recipes.settings import UptrainSettings
+from lamoid.training.metrics import METRICS_FILE
+
+if TYPE_CHECKING:
+    from lamoid.checkpoints.run_directory import RunDirectory
+    from lamoid.models.llama import Llama
+    from lamoid.tokenizers.tokenizer import Tokenizer
+
+EVAL_BYTES = 50_000
+BATCH_ROWS = 8
+LEARNING_RATE_SHARE = 0.5
+"""Of the highest rate that the original was trained with."""
+_MAY_CHANGE = {"out", "data", "threads", "device", "resume", "force", "compare", "json"}
+_MAY_CHANGE |= {"eval_every", "sample_every", "prompt", "patience", "keep", "tensorboard"}
+
+
+S = TypeVar("S", bound=UptrainSettings)
+
+
+def plan(s: S, model: "Llama", tokenizer: "Tokenizer", notify: Callable[[str], object]) -> tuple[S, PreparedText]:
+    """Prepare the text and fill in every setting that is None, from the run that made the model if it was one of ours.
+
+    Raises UsageError where the number of steps follows from nothing.
+    """
+    if not 0 < s.alpha < math.inf:
+        raise UsageError(f"alpha is {s.alpha}; it must be above 0, such as 0.05 for 5 % of the original tokens")
+    original = _original(s.model)
+    for name in ("seed", "heldout_share"):
+        if original.get(name, getattr(s, name)) != getattr(s, name):
+            notify(f"warning: MODEL's run had {name} {original[name]}: it may have seen what is held out now")
+    context = s.context or original.get("context") or min(CONTINUED_CONTEXT, model.config.max_seq_len)
+    batch_rows = s.batch_rows or original.get("batch_rows") or BATCH_ROWS
+    rate = LEARNING_RATE_SHARE * original["learning_rate"] if original.get("learning_rate") else CONTINUED_LEARNING_RATE
+    per_step = context * batch_rows * s.accumulate
+    n_tokens = s.original_tokens or original.get("total_tokens")
+    if s.max_steps is None and not n_tokens:
+        raise UsageError(f"{s.model} is no run with {METRICS_FILE}; give --original-tokens or --max-steps")
+    steps = s.max_steps or max(round(s.alpha * (n_tokens or 0) / per_step), 1)
+    text = prepare(
+        measure(s.data)[0],
+        tokenizer=tokenizer,
+        vocab_size=tokenizer.vocab_size,
+        heldout_share=s.heldout_share,
+        seed=s.seed,
+        notify=notify,
+    )
+    chosen = replace(
+        s,
+        context=context,
+        batch_rows=batch_rows,
+        max_steps=steps,
+        original_tokens=n_tokens,
+        learning_rate=s.learning_rate or rate,
+        warmup_steps=int(LARGEST_WARMUP_SHARE * steps) if s.warmup_steps is None else s.warmup_steps,
+        eval_every=s.eval_every or max(steps // 3, 1),
+        sample_every=0 if s.sample_every is None else s.sample_every,
+    )
+    share = f", {steps * per_step / n_tokens:.1%} of the original {n_tokens:,}" if n_tokens else ""
+    notify(f"uptraining: {steps:,} steps of {per_step:,} tokens{share}, learning rate {chosen.learning_rate:g}")
+    return chosen, text
+
+
+def uptrain(s: UptrainSettings, directory: "RunDirectory", model: "Llama", text: PreparedText) -> int:
+    """Train the changed model in a run directory, through the same loop as pretraining; returns the exit code."""
+    import torch
+
+    from lamoid.data.packed import PackedRows
+    from lamoid.recipes.complete import sample
+    from lamoid.recipes.evaluation import on_text
+    from lamoid.recipes.fit import fit
+    from lamoid.recipes.load import check_device
+    from lamoid.recipes.resume import whole_model
+    from lamoid.training.objectives import next_token
+
+    assert s.context and s.batch_rows
+    model.gradient_checkpointing = s.gradient_checkpointing
+    model.to(dtype=getattr(torch, s.dtype), device=check_device(s.device))
+    settings = {name: value for name, value in asdict(s).items() if name not in _MAY_CHANGE}
+    return fit(
+        s,
+        directory,
+        model,
+        whole_model(model, text.tokenizer),
+        PackedRows(text.tokens, s.context, s.batch_rows, s.seed),
+        next_token,
+        evaluate=on_text(model, *text.heldout_documents(EVAL_BYTES), s.context),
+        sample=lambda: sample(model, text.tokenizer, s.prompt),
+        identity={"data": text.key, "tokenizer": text.tokenizer.fingerprint(), **settings},
+    )
+
+
+def is_finished(s: UptrainSettings, directory: "RunDirectory") -> bool:
+    """Whether the run came to its end; with a patience, whether it ended at all."""
+    return bool(s.patience) or directory.steps()[-1:] == [s.max_steps]
+
+
+def facts(s: UptrainSettings) -> dict[str, Any]:
+    """How much was trained, for a report; alpha is None where nothing is known of the original."""
+    assert s.context and s.batch_rows and s.max_steps
+    tokens = s.max_steps * s.context * s.batch_rows * s.accumulate
+    alpha = tokens / s.original_tokens if s.original_tokens else None
+    known = {"steps": s.max_steps, "tokens": tokens, "original_tokens": s.original_tokens, "alpha": alpha}
+    return known | {"learning_rate": s.learning_rate, "context": s.context, "batch_rows": s.batch_rows}
+
+
+def heldout_loss(s: UptrainSettings, model: "Llama", text: PreparedText) -> float:
+    """−log p of a held-out token in nats, on the same text that training is measured by."""
+    from lamoid.inference.score import score
+
+    assert s.context
+    result = score(model, *text.heldout_documents(EVAL_BYTES), context=s.context)
+    assert result is not None
+    return result.loss
+
+
+def _original(model: str) -> dict[str, Any]:
+    """The settings of the run that made a model, and its tokens; nothing where the model is none of our runs."""
+    directory = resolve(model)
+    metrics = directory / METRICS_FILE
+    if is_gguf(directory) or not metrics.is_file():
+        return {}
+    recipe = directory / RECIPE_FILE
+    settings = load(recipe) if recipe.is_file() else {}
+    try:
+        records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        n_tokens = max((int(record.get("total_tokens", 0)) for record in records), default=0)
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{metrics} cannot be read ({error}); give --original-tokens") from error
+    return settings | {"total_tokens": n_tokens}
