@@ -94,7 +94,7 @@ body { font: 15px/1.6 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto
 .text { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace; padding: .6rem }
 .text { border: 1px solid #ccc } .text span:hover { outline: 1px solid #000 }
 .trained { background: #b7e4c0 } .masked { background: #eee; color: #555 } .padding { background: #dde6f7; color: #88a }
-.special { font-weight: 600 } .cut { color: #b00020 } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem }
+.part { padding: 0 2px } .special { font-weight: 600 } .cut { color: #b00020 } h2 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 .warning { background: #fde9c8; border-left: 4px solid #d98200; padding: .3rem .8rem; margin: .4rem 0 }
 """
 
@@ -121,8 +121,11 @@ def page(view: BatchView, warnings: Iterable[str], title: str) -> str:
 
 
 def _spans(tokens: Iterable[Token]) -> str:
-    return "".join(
-        f'<span class="{token.state}{" special" if token.is_special else ""}" title="id {token.id}, position '
-        f'{token.position}, {token.state}">{html.escape(visible(token.text)) or "·"}</span>'
-        for token in tokens
-    )
+    return "".join(map(_span, tokens))
+
+
+def _span(token: Token) -> str:
+    """A token that ends inside a character is a narrow span without a text; the text is in the one that completes it."""
+    kind = f"{token.state}{' special' if token.is_special else '' if token.text else ' part'}"
+    place = f"id {token.id}, position {token.position}, {token.state}"
+    return f'<span class="{kind}" title="{place}">{html.escape(visible(token.text))}</span>'

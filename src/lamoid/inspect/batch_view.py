@@ -112,13 +112,13 @@ def _describe(
 
 
 def _count_documents(ids: Sequence[int], tokenizer: Tokenizer) -> list[int]:
-    """The number of each token's document in its row, from the tokens that begin or end documents."""
+    """The number of each token's document in its row, from the tokens that begin or end documents; a doubled one counts once."""
     begin, end = tokenizer.special_id("bos"), tokenizer.special_id("eos")
-    starts = np.zeros(len(ids), dtype=bool)
+    starts, row = np.zeros(len(ids), dtype=bool), np.asarray(ids)
     if begin is not None and begin != end:
-        starts[1:] = np.asarray(ids[1:]) == begin
+        starts[1:] = (row[1:] == begin) & (row[:-1] != begin)
     elif end is not None:
-        starts[1:] = np.asarray(ids[:-1]) == end
+        starts[1:] = row[:-1] == end
     return [int(number) for number in starts.cumsum()]
 
 

@@ -29,8 +29,8 @@ def find_warnings(view: BatchView, tokenizer: Tokenizer, encoder: ChatEncoder | 
         found["the tokenizer has no begin- or end-of-text token: documents cannot be told apart"] = []
     for document in view.documents:
         tokens = view.rows[document.row][document.start : document.end]
-        for warning in _of_document(document, tokens, tokenizer, encoder):
-            found.setdefault(warning, []).append(_place(document))
+        for warning, detail in _of_document(document, tokens, tokenizer, encoder):
+            found.setdefault(warning, []).append(_place(document) + detail)
     return [_said(warning, places) for warning, places in found.items()]
 
 
@@ -40,41 +40,48 @@ def _place(document: Document) -> str:
 
 
 def _said(warning: str, places: list[str]) -> str:
-    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-    return f"{places[0]}{more}: {warning}" if places else warning
+    more = f", and {len(places) - 1} more like it" if len(places) > 1 else ""
+    return f"{warning} (first in {places[0]}{more})" if places else warning
 
 
 def _of_document(
     document: Document, tokens: list[Token], tokenizer: Tokenizer, encoder: ChatEncoder | None
-) -> Iterator[str]:
+) -> Iterator[tuple[str, str]]:
+    """Warnings, each with what there is to say about this document in particular."""
     if not document.n_trained and len(tokens) > 1:
-        yield "no token of it is trained"
+        yield "a document has no trained token", ""
     begin = tokenizer.special_id("bos")
     pairs = zip(tokens, tokens[1:], strict=False)
     if begin is not None and begin != tokenizer.special_id("eos") and any(a.id == b.id == begin for a, b in pairs):
-        yield f"the begin-of-text token {tokenizer.specials['bos']} stands twice: the template and the text both have one"
+        yield (
+            f"{tokenizer.specials['bos']} stands twice: the template and the text, or two others, both put it there",
+            "",
+        )
     if document.example is None:
         return
     if document.example.conversation.format != "text":
         yield from _of_chat(document, tokens, tokenizer, encoder)
         return
     if not document.cut and not tokens[-1].is_special:
-        yield "no end-of-text token stands behind it: the model will not learn to stop"
+        yield "no end-of-text token stands behind a text: the model will not learn to stop", ""
     mark = _CHAT_MARKS.search("".join(token.text for token in tokens if not token.is_special))
     if mark:
-        yield f"plain text that looks like a chat ({mark[0].strip()}): every token is trained, the prompts too; use messages"
+        yield (
+            "plain text looks like a chat: every token of it is trained, the prompts too; use messages instead",
+            f": {mark[0].strip()}",
+        )
 
 
 def _of_chat(
     document: Document, tokens: list[Token], tokenizer: Tokenizer, encoder: ChatEncoder | None
-) -> Iterator[str]:
+) -> Iterator[tuple[str, str]]:
     assert document.example is not None
     messages = document.example.conversation.messages
     if encoder is not None and _drops_system(encoder, document):
-        yield "the chat template leaves out the system message: the model never sees it"
+        yield "the chat template leaves out the system message: the model never sees it", ""
     runs = _runs(tokens)
     if not all(run[-1].is_special for run in runs):
-        yield "no end-of-turn token is trained behind the answer: the model will not learn to stop"
+        yield "no end-of-turn token is trained behind an answer: the model will not learn to stop", ""
     if any(message.keys() - {"role", "content"} for message in messages):
         return  # what else a template makes of a message cannot be told from its own text
     answers = {_plain(m["content"], tokenizer) for m in messages if m["role"] == "assistant"}
@@ -82,8 +89,9 @@ def _of_chat(
         text = " ".join(tokenizer.decode([token.id for token in run]).split())
         if text not in answers:
             inside = max((answer for answer in answers if answer in text), key=len, default="")
-            extra = text.replace(inside, " … ", 1).strip() if inside else text
-            yield f"text that no answer has is trained: {extra[:60]!r}"
+            extra = text.replace(inside, "…", 1) if inside else text
+            yield "text is trained that is in no answer: part of a prompt, or of the template", f": {extra[:60]!r}"
+            return
 
 
 def _drops_system(encoder: ChatEncoder, document: Document) -> bool:
