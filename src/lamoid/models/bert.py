@@ -137,8 +137,9 @@ class Bert(nn.Module):
 
 
 PRESETS = {
+    "bert-tiny": BertConfig(30_522, 128, 2, 2, 512),
     "bert-small": BertConfig(30_522, 512, 4, 8, 2048),
     "bert-base": BertConfig(30_522, 768, 12, 12, 3072),
     "bert-large": BertConfig(30_522, 1024, 24, 16, 4096),
 }
-"""The paper's two sizes (110M and 340M with the pooler), and the small one of Turc et al. 2019."""
+"""The paper's two sizes (110M and 340M with the pooler), and two of Turc et al. 2019."""

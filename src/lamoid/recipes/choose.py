@@ -2,19 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
+from lamoid.checkpoints.hf import read_config
 from lamoid.errors import UsageError
-from lamoid.models.llama import PRESETS, Llama, LlamaConfig
-from lamoid.recipes.load import load_named_tokenizer
+from lamoid.models import bert, gpt2, llama, roberta
+from lamoid.models.gpt2 import GPT2, GPT2Config
+from lamoid.models.llama import Llama, LlamaConfig
+from lamoid.recipes.load import is_gguf, load_named_tokenizer, model_directory
 from lamoid.recipes.prepare import PreparedText, measure, prepare
 from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, model_config
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 S = TypeVar("S", bound=PretrainSettings)
+PRESETS: dict[str, Any] = llama.PRESETS | gpt2.PRESETS
 LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
 CONTINUED_LEARNING_RATE, CONTINUED_CONTEXT = 1e-4, 256
 """Where a model is trained on: a third of Llama 2's highest rate, so that it forgets little, and rows that fit a CPU."""
@@ -50,7 +54,9 @@ def choose(
     elif recipe.model in PRESETS:
         config = replace(PRESETS[recipe.model], vocab_size=vocab_size, max_seq_len=context)
     else:
-        raise UsageError(f"model is {recipe.model!r}; it must be auto or one of {', '.join(PRESETS)}")
+        raise UsageError(
+            f"model is {recipe.model!r}; it must be auto or one of {', '.join([*PRESETS, *bert.PRESETS, *roberta.PRESETS])}"
+        )
     cores, n_parameters = recipe.threads or torch.get_num_threads(), count_parameters(config)
     per_step = context * batch_rows * recipe.accumulate
     steps = recipe.max_steps or choose_steps(size, n_parameters, per_step, len(text.tokens), cores)
@@ -85,4 +91,17 @@ def choose(
 def count_parameters(config: LlamaConfig) -> int:
     """Parameters of a Llama of this shape, tied ones once; nothing is allocated."""
     with torch.device("meta"):
-        return sum(p.numel() for p in Llama(config).parameters())
+        return sum(p.numel() for p in build(config).parameters())
+
+
+def build(config: LlamaConfig | GPT2Config) -> Llama | GPT2:
+    """The decoder that a configuration describes, its weights not yet drawn."""
+    return Llama(config) if isinstance(config, LlamaConfig) else GPT2(config)
+
+
+def is_encoder(recipe: PretrainSettings) -> bool:
+    """Whether an encoder is to be trained: by the name of --model, or by what lies in --init."""
+    if recipe.init and not is_gguf(recipe.init):
+        config = read_config(model_directory(recipe.init))
+        return isinstance(config, bert.BertConfig | roberta.RobertaConfig)
+    return recipe.model in bert.PRESETS or recipe.model in roberta.PRESETS

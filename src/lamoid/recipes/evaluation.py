@@ -5,12 +5,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn import functional as F
 
+from lamoid.data.masked import FullSentences
 from lamoid.data.packing import PackedConversations
+from lamoid.data.sentences import NextSentencePairs
 from lamoid.inference.score import score
 from lamoid.models.decoders import DecoderModel
+from lamoid.models.heads import HeadedEncoder, PretrainingHead
 from lamoid.models.llama import Llama
+from lamoid.nn.losses import IGNORED
 from lamoid.training.objectives import next_token
+
+MOST_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -50,5 +57,36 @@ def on_answers(model: Llama, rows: PackedConversations) -> Evaluate:
         model.train(was_training)
         loss_mean = loss_sum / max(n_trained, 1)
         return None if should_stop() else Evaluation(loss_mean, {"perplexity": math.exp(min(loss_mean, 700.0))})
+
+    return evaluate
+
+
+def on_masked(model: HeadedEncoder, rows: FullSentences | NextSentencePairs) -> Evaluate:
+    """MLM loss and accuracy at hidden positions of up to MOST_ROWS rows, and NSP accuracy where there are pairs."""
+
+    @torch.no_grad()
+    def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
+        was_training, position, head = model.training, (0, 0), model.head
+        mlm, nsp = (head.mlm, head.nsp) if isinstance(head, PretrainingHead) else (head, None)
+        model.eval()
+        loss_sum, n_hidden, n_right, n_pairs, n_pairs_right = 0.0, 0, 0, 0, 0
+        while position[0] == 0 and position[1] < MOST_ROWS and not should_stop():
+            batch, position = rows(position)
+            hidden = model.encoder(batch.input_ids, batch.attention_mask, batch.segment_ids)
+            chosen = batch.labels != IGNORED
+            logits, labels = mlm(hidden[chosen]), batch.labels[chosen]
+            loss_sum += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
+            n_hidden, n_right = n_hidden + len(labels), n_right + int((logits.argmax(-1) == labels).sum())
+            if nsp is not None and batch.next_sentence is not None:
+                answers = nsp(hidden).argmax(-1)
+                n_pairs, n_pairs_right = (
+                    n_pairs + len(answers),
+                    n_pairs_right + int((answers == batch.next_sentence).sum()),
+                )
+        model.train(was_training)
+        if should_stop():
+            return None
+        figures = {"masked_accuracy": n_right / n_hidden}
+        return Evaluation(loss_sum / n_hidden, figures | ({"nsp_accuracy": n_pairs_right / n_pairs} if n_pairs else {}))
 
     return evaluate

@@ -10,14 +10,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lamoid.data.sources import Source, find_sources
 from lamoid.errors import DataError
 from lamoid.recipes.progress import progress
-from lamoid.tokenizers.bpe import affordable_bytes, train_bpe
+from lamoid.recipes.tokenizer_kinds import train
+from lamoid.tokenizers.bpe import affordable_bytes
 from lamoid.tokenizers.grow import SAMPLE_BYTES, grow, tokens_per_character
 from lamoid.tokenizers.load import load_tokenizer
 from lamoid.tokenizers.tokenizer import Tokenizer
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 STORE_VERSION = 1
 TOKENS_FILE, HELDOUT_FILE, MANIFEST_FILE = "tokens.bin", "heldout.jsonl", "manifest.json"
+HELDOUT_FOLDER = "heldout"
+Layout = Literal["documents", "separated", "sentences"]
+"""How the ids lie: between begin and end of text; with [SEP] behind each document; or with the borders of sentences."""
+KIND_NAMES = {"bpe": "a byte-level BPE", "wordpiece": "a WordPiece", "roberta": "a byte-level BPE of RoBERTa's kind"}
 
 
 @dataclass(frozen=True)
@@ -86,29 +91,35 @@ def prepare(
     seed: int,
     notify: Callable[[str], object],
     grow_vocab: int = 0,
+    kind: str = "bpe",
+    layout: Layout = "documents",
 ) -> PreparedText:
     """Find the store for these sources and settings, or make it: survey, train a tokenizer unless given, encode.
 
-    With `grow_vocab` the tokenizer that is given learns so many more tokens from the training text.
+    With `grow_vocab` the tokenizer that is given learns so many more tokens from the training text. `kind` is what is
+    trained, as `lamoid tokenizer train --kind` names it. Encoders have layouts of their own, in which the held-out text
+    lies beside the other, in HELDOUT_FOLDER.
     """
     from lamoid.checkpoints.store import atomic_directory
 
     settings = {
         "version": STORE_VERSION,
         "sources": [[source.name, source.n_bytes, source.digest()] for source in sources],
-        "tokenizer": tokenizer.fingerprint() if tokenizer is not None else f"bpe {vocab_size}",
+        "tokenizer": tokenizer.fingerprint() if tokenizer is not None else f"{kind} {vocab_size}",
         "heldout_share": heldout_share,
         "seed": seed,
     }
     if grow_vocab:
         settings["grow_vocab"] = grow_vocab
+    if layout != "documents":
+        settings["layout"] = layout
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    store = _store(key)
+    store = store_path(key)
     if store.is_dir():
         notify(f"text: tokenized before, in {store}")
         return open_store(key, tokenizer)
     with atomic_directory(store) as temporary:
-        _build(temporary, sources, tokenizer, vocab_size, settings | {"key": key}, notify)
+        _build(temporary, sources, tokenizer, (kind, vocab_size), settings | {"key": key}, notify)
     return open_store(key, tokenizer)
 
 
@@ -116,12 +127,11 @@ def _build(
     store: Path,
     sources: Sequence[Source],
     tokenizer: Tokenizer | None,
-    vocab_size: int,
+    wanted: tuple[str, int],
     facts: dict[str, Any],
     notify: Callable[[str], object],
 ) -> None:
     from lamoid.data.corpus import survey
-    from lamoid.data.packed import write_tokens
 
     n_bytes = sum(source.n_bytes for source in sources)
     with progress("reading", n_bytes, "B") as bar:
@@ -132,11 +142,11 @@ def _build(
         f"{corpus.n_repeated_bytes:,} left out because they stand elsewhere too"
     )
     if tokenizer is None:
-        tokenizer = _train(corpus, vocab_size, notify)
+        tokenizer = _train(corpus, *wanted, notify)
     elif facts.get("grow_vocab"):
         tokenizer = _grow(corpus, tokenizer, facts["grow_vocab"], notify)
     with progress("encoding", corpus.n_bytes, "B") as bar:
-        n_tokens = write_tokens(store / TOKENS_FILE, corpus.training(), tokenizer, bar.update)
+        n_tokens = _write(store, facts.get("layout", "documents"), corpus, tokenizer, bar.update)
     _write_heldout(store / HELDOUT_FILE, corpus)
     for name, content in tokenizer.files().items():
         (store / name).write_bytes(content)
@@ -144,9 +154,26 @@ def _build(
     (store / MANIFEST_FILE).write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _train(corpus: "Corpus", vocab_size: int, notify: Callable[[str], object]) -> Tokenizer:
-    notify(f"tokenizer: training a byte-level BPE of {vocab_size:,} ids")
-    return train_bpe(corpus.sample(affordable_bytes(p.text for p in corpus.heldout)), vocab_size)
+def _write(store: Path, layout: str, corpus: "Corpus", tokenizer: Tokenizer, on_bytes: Callable[[int], object]) -> int:
+    """Write the ids of the training text, and for an encoder of the held-out text; returns the tokens of the former."""
+    from lamoid.data.packed import write_tokens
+    from lamoid.data.sentences import write_sentences
+
+    if layout == "documents":
+        return write_tokens(store / TOKENS_FILE, corpus.training(), tokenizer, on_bytes)
+    (store / HELDOUT_FOLDER).mkdir()
+    if layout == "sentences":
+        write_sentences(store / HELDOUT_FOLDER, corpus.heldout, tokenizer)
+        return write_sentences(store, corpus.training(), tokenizer, on_bytes)
+    sep = tokenizer.special_id("sep")
+    write_tokens(store / HELDOUT_FOLDER / TOKENS_FILE, corpus.heldout, tokenizer, separator=sep)
+    return write_tokens(store / TOKENS_FILE, corpus.training(), tokenizer, on_bytes, separator=sep)
+
+
+def _train(corpus: "Corpus", kind: str, vocab_size: int, notify: Callable[[str], object]) -> Tokenizer:
+    notify(f"tokenizer: training {KIND_NAMES.get(kind, kind)} of {vocab_size:,} ids")
+    sample = corpus.sample(affordable_bytes(p.text for p in corpus.heldout))
+    return train(kind, iter(sample), vocab_size, split_digits=False, cased=False)
 
 
 def _grow(corpus: "Corpus", tokenizer: Tokenizer, n_tokens: int, notify: Callable[[str], object]) -> Tokenizer:
@@ -169,7 +196,8 @@ def _write_heldout(file: Path, corpus: "Corpus") -> None:
             out.write(json.dumps({"text": passage.text, "source": passage.source}, ensure_ascii=False) + "\n")
 
 
-def _store(key: str) -> Path:
+def store_path(key: str) -> Path:
+    """Where the store of this hash lies."""
     return cache_directory() / "text" / key
 
 
@@ -180,7 +208,7 @@ def open_store(key: str, tokenizer: Tokenizer | None) -> PreparedText:
     """
     from lamoid.data.packed import id_type
 
-    store = _store(key)
+    store = store_path(key)
     try:
         facts = json.loads((store / MANIFEST_FILE).read_text(encoding="utf-8"))
         lines = (store / HELDOUT_FILE).read_text(encoding="utf-8").split("\n")

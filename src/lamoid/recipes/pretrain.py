@@ -25,8 +25,7 @@ def run(recipe: Recipe) -> int:
 
     from lamoid.checkpoints.run_directory import RunDirectory
     from lamoid.data.packed import PackedRows
-    from lamoid.models.llama import Llama
-    from lamoid.recipes.choose import choose
+    from lamoid.recipes.choose import build, choose, is_encoder
     from lamoid.recipes.complete import sample
     from lamoid.recipes.continued import begin, compare, grown
     from lamoid.recipes.evaluation import on_text
@@ -40,10 +39,18 @@ def run(recipe: Recipe) -> int:
     set_threads(recipe.threads)
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
         given = with_earlier(recipe, directory.path)
+        if is_encoder(given):
+            from lamoid.recipes.mlm import pretrain_encoder
+
+            code = pretrain_encoder(given, directory, MAY_CHANGE)
+            say(
+                f"the best model is in {recipe.out}; try: lamoid finetune {recipe.out} --task classify --data reviews.csv"
+            )
+            return code
         initial = begin(given)
         chosen, text, config = choose(given, initial, say)
         assert chosen.context and chosen.batch_rows
-        model = grown(initial, text) or Llama(config).initialise(chosen.seed)
+        model = grown(initial, text) or build(config).initialise(chosen.seed)
         del initial  # with --grow-vocab another model, of which there need not be two
         model.gradient_checkpointing = chosen.gradient_checkpointing
         model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))

@@ -78,7 +78,7 @@ class PretrainSettings(TrainingSettings):
 
     data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
     out: str = option("", "directory of the run; the same command goes on where it stopped")
-    model: str = option("auto", "auto, or a published size such as llama-3.2-1b")
+    model: str = option("auto", "auto, or a published size such as llama-3.2-1b, gpt2, bert-small or roberta-base")
     init: str = option("", "go on with this model instead of a new one: a directory, a GGUF file or a fetched model")
     grow_vocab: int = option(0, "tokens that the tokenizer of --init learns from the text, for a new language")
     old_text: str = option("python-docs", "text of the domain that --init knows, to see what it forgets")
@@ -86,6 +86,14 @@ class PretrainSettings(TrainingSettings):
     vocab_size: int | None = option(None, "ids of the tokenizer that is trained")
     heldout_share: float = option(0.05, "share of the text that is held out, at most 2 MB")
     prompt: str = option("", "beginning of the samples (default: the model's own)")
+    masking: str = option(
+        "dynamic", "encoders: hide other tokens in each epoch, or always the same", choices=("dynamic", "static")
+    )
+    mask_rate: float = option(0.15, "encoders: share of the tokens that are hidden")
+    whole_words: bool = option(False, "encoders: hide whole words")
+    nsp: bool | None = option(
+        None, "encoders: also predict whether a sentence is the next one (default: a new BERT does)"
+    )
 
 
 @dataclass(frozen=True)
