@@ -22,6 +22,7 @@ VERBS = {
     "generate": ("lamoid.recipes.generate", "continue a prompt"),
     "chat": ("lamoid.recipes.chat", "talk with a model"),
     "eval": ("lamoid.recipes.evaluate", "measure a model on a text: loss, perplexity, bits per byte"),
+    "embed": ("lamoid.recipes.embed", "turn each line of a text into a vector"),
     "convert": ("lamoid.recipes.convert", "a model from one format to another: Hugging Face, GGUF, Meta's"),
     "merge": ("lamoid.recipes.merge", "a LoRA or QLoRA and its base, as one model"),
     "get": ("lamoid.recipes.get", "fetch a named model, once"),
