@@ -13,9 +13,10 @@ from torch import Tensor
 from lamoid.adapt.lora import LoraLinear, merged_weight
 from lamoid.adapt.nf4 import Nf4Linear
 from lamoid.checkpoints.certificate import Streamed
-from lamoid.checkpoints.source import Rows, Source, parameter_shapes
+from lamoid.checkpoints.source import Rows, Source
 from lamoid.errors import RunError
 from lamoid.models.llama import Llama
+from lamoid.models.llama_config import parameter_shapes
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 MOST_RELATIVE_DRIFT = 1e-4

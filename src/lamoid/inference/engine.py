@@ -123,7 +123,12 @@ class NativeModel:
     def _matrix(self, name: str) -> Matrix:
         tensor, bias = self.weights.tensors[name], name.removesuffix("weight") + "bias"
         type_id = FORMATS[tensor.type_name].type_id
-        return Matrix(type_id, *tensor.shape, self._pack(tensor, type_id), self._vector(bias) if bias in self.weights.tensors else None)
+        return Matrix(
+            type_id,
+            *tensor.shape,
+            self._pack(tensor, type_id),
+            self._vector(bias) if bias in self.weights.tensors else None,
+        )
 
     def _pack(self, tensor: GGUFTensor, type_id: int) -> int:
         target = ctypes.addressof(ctypes.c_char.from_buffer(self._arena)) + self._used
