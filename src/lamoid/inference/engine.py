@@ -60,6 +60,11 @@ class NativeModel:
         tied = self.config.tied_embeddings
         return sum(t.data.nbytes for name, t in self.weights.tensors.items() if tied or name != "embedding.weight")
 
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one position."""
+        return self.page_bytes // PAGE_KEYS
+
     def forward(
         self, ids: Sequence[int], positions: Sequence[int], tables: Sequence["PageTable"], outputs: Sequence[int]
     ) -> Float[np.ndarray, "outputs V"]:
