@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+KERNELS := setup.py $(wildcard src/lamoid/inference/native/*.[ch] src/lamoid/inference/native/build.py)
 
 .PHONY: quickstart test check prove build clean
 
@@ -22,6 +23,7 @@ prove: $(STAMP)               ## hours: long proofs and benchmarks; results go t
 	$(BIN)/python -m pytest tests -m "prove or not prove"
 	$(BIN)/python -m benchmarks.pretraining --out docs/proofs
 	$(BIN)/python -m benchmarks.decoding --out docs/proofs
+	$(BIN)/python -m benchmarks.engine --out docs/proofs
 
 build: $(STAMP)               ## a wheel in dist/
 	$(BIN)/python -m build --wheel
@@ -29,7 +31,7 @@ build: $(STAMP)               ## a wheel in dist/
 clean:
 	rm -rf .venv build dist src/*.egg-info
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Lamoid needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

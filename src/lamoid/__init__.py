@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lamoid.models.llama import Llama, LlamaConfig
     from lamoid.recipes.catalogue import models_path
     from lamoid.recipes.complete import generate
+    from lamoid.recipes.engines import load_engine
     from lamoid.recipes.load import load
     from lamoid.tokenizers.load import load_tokenizer
     from lamoid.tokenizers.tokenizer import Tokenizer
@@ -26,6 +27,7 @@ _HOMES = {
     "UsageError": "lamoid.errors",
     "generate": "lamoid.recipes.complete",
     "load": "lamoid.recipes.load",
+    "load_engine": "lamoid.recipes.engines",
     "load_tokenizer": "lamoid.tokenizers.load",
     "models_path": "lamoid.recipes.catalogue",
     "train": "lamoid.training.loop",
@@ -44,6 +46,7 @@ __all__ = [
     "UsageError",
     "generate",
     "load",
+    "load_engine",
     "load_tokenizer",
     "models_path",
     "train",

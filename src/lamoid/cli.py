@@ -24,6 +24,8 @@ VERBS = {
     "eval": ("lamoid.recipes.evaluate", "measure a model on a text: loss, perplexity, bits per byte"),
     "embed": ("lamoid.recipes.embed", "turn each line of a text into a vector"),
     "convert": ("lamoid.recipes.convert", "a model from one format to another: Hugging Face, GGUF, Meta's"),
+    "quantize": ("lamoid.recipes.quantize", "a model as a GGUF file with 8 or 4 bits a weight"),
+    "bench": ("lamoid.recipes.bench", "how fast the native engine runs a model here"),
     "merge": ("lamoid.recipes.merge", "a LoRA or QLoRA and its base, as one model"),
     "get": ("lamoid.recipes.get", "fetch a named model, once"),
     "models": ("lamoid.recipes.models", "list the models that were fetched, and those that can be"),

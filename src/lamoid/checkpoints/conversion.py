@@ -8,7 +8,7 @@ from typing import Any
 from lamoid.checkpoints.certificate import CERTIFICATE_FILE, certify
 from lamoid.checkpoints.gguf_llama import open_gguf
 from lamoid.checkpoints.gguf_write import FALLBACK, FILE_TYPES, formats, write_gguf
-from lamoid.checkpoints.hf import CONFIG_FILE
+from lamoid.checkpoints.hf_files import CONFIG_FILE
 from lamoid.checkpoints.hf_stream import open_hf, write_hf
 from lamoid.checkpoints.meta import PARAMS_FILE, open_meta
 from lamoid.checkpoints.meta_write import write_meta

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lamoid.checkpoints.hf_bert import BERT, ROBERTA
+from lamoid.checkpoints.hf_files import CONFIG_FILE, WEIGHTS_FILE, weight_files
 from lamoid.checkpoints.hf_gpt2 import GPT_2
 from lamoid.checkpoints.hf_llama import LLAMA
 from lamoid.checkpoints.hf_own import TRANSFORMER, VARIANT
@@ -20,7 +21,6 @@ from lamoid.checkpoints.store import read_object, write_object
 from lamoid.errors import CheckpointError
 from lamoid.tokenizers.tokenizer import Tokenizer, note_code
 
-CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 SPELLINGS: dict[str, Spelling] = {
@@ -142,30 +142,6 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} cannot be read: {error}") from error
     return tensors
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory. Raises CheckpointError for a shard that lies outside of it."""
-    if (directory / WEIGHTS_FILE).is_file():  # before the index, as transformers does where both are there
-        return [directory / WEIGHTS_FILE]
-    if (directory / INDEX_FILE).is_file():
-        index = read_object(directory / INDEX_FILE).get("weight_map")
-        if not isinstance(index, dict):
-            raise CheckpointError(f"{directory / INDEX_FILE}: weight_map is missing")
-        names = sorted({str(name) for name in index.values()})
-        for name in names:
-            if not _lies_inside(directory, name):
-                what = f"{directory / INDEX_FILE}: shard {name!r} lies outside the directory"
-                raise CheckpointError(f"{what}; put the file itself there")
-        return [directory / name for name in names]
-    raise CheckpointError(f"{directory} has no {WEIGHTS_FILE}; a model is a Hugging Face directory with safetensors")
-
-
-def _lies_inside(directory: Path, name: str) -> bool:
-    try:
-        return (directory / name).resolve().parent == directory.resolve()
-    except (OSError, ValueError, RuntimeError):  # a name that no file can have, links in a circle
-        return False
 
 
 def _check_tensors(directory: Path, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> None:

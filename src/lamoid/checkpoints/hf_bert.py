@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from lamoid.checkpoints.config_fields import allow_only, make_config, read_fields, rename
 from lamoid.checkpoints.hf_gpt2 import read_activation, write_activation
 from lamoid.checkpoints.name_maps import BERT_FIELDS, BERT_HEADS, ENCODER_TENSORS, ROBERTA_HEADS
-from lamoid.checkpoints.spelling import Spelling, Tensors, allow_only, make_config, read_fields, rename
+from lamoid.checkpoints.spelling import Spelling, Tensors
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.bert import Bert, BertConfig
 from lamoid.models.heads import (

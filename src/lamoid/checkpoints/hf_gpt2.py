@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lamoid.checkpoints.config_fields import allow_only, make_config, read_fields, rename
 from lamoid.checkpoints.name_maps import GPT2_FIELDS, GPT2_TENSORS
-from lamoid.checkpoints.spelling import Spelling, Tensors, allow_only, make_config, read_fields, rename
+from lamoid.checkpoints.spelling import Spelling, Tensors
 from lamoid.errors import CheckpointError
 from lamoid.models.gpt2 import GPT2, GPT2Config
 

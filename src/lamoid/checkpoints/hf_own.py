@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from lamoid.checkpoints.spelling import Spelling, Tensors, make_config, read_fields
+from lamoid.checkpoints.config_fields import make_config, read_fields
+from lamoid.checkpoints.spelling import Spelling, Tensors
 from lamoid.errors import CheckpointError
 from lamoid.models.transformer import Transformer, TransformerConfig
 from lamoid.models.variant import Variant, VariantConfig

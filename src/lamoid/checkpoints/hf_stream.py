@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lamoid.checkpoints.hf import INDEX_FILE, WEIGHTS_FILE, read_config, weight_files, write_description
+from lamoid.checkpoints.hf import read_config, write_description
+from lamoid.checkpoints.hf_files import INDEX_FILE, WEIGHTS_FILE, weight_files
 from lamoid.checkpoints.llama_tensors import check_tensors
 from lamoid.checkpoints.name_maps import llama_to_hf
 from lamoid.checkpoints.source import DTYPES, Rows, Source, to_dtype

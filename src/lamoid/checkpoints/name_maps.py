@@ -1,6 +1,6 @@
 """Other people's spellings of our names: tensors and configuration fields."""
 
-from lamoid.checkpoints.spelling import rename
+from lamoid.checkpoints.config_fields import rename
 
 LLAMA_FIELDS = {
     "vocab_size": "vocab_size",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lamoid.adapt.adapters import AdaptedLinear, AdapterConfig, add_adapters
 from lamoid.adapt.lora import LoraConfig, LoraLinear, add_lora
 from lamoid.adapt.nf4 import DTYPES, Nf4Config, Nf4Linear, offsets_of, quantize_base
-from lamoid.checkpoints.hf import CONFIG_FILE
+from lamoid.checkpoints.hf_files import CONFIG_FILE
 from lamoid.checkpoints.hf_stream import GENERATION_FILE, open_hf
 from lamoid.checkpoints.name_maps import llama_from_hf, llama_to_hf
 from lamoid.checkpoints.source import fingerprint

@@ -19,7 +19,7 @@ from lamoid.checkpoints.quants import FORMATS
 from lamoid.errors import UsageError
 from lamoid.inference.native.library import PAGE_KEYS, Batch, Layer, Matrix, Model, Team
 from lamoid.inference.pages import Page, Pages
-from lamoid.inference.weights import QUANTIZED, Weights
+from lamoid.inference.weights import Weights
 from lamoid.nn.rope_scaling import rope_table
 
 CHUNK_TOKENS = 128
@@ -30,8 +30,8 @@ _HUGE_PAGE = 2**21
 class NativeModel:
     """Weights where the kernels want them, and RoPE's angles. Several decoders may share it; they take turns.
 
-    Plain numbers stay in the mapped file. Quantized matrices are copied once into panels of 8 rows (see panels.h), and
-    the pages of the file are given back, so that the model is in memory once.
+    Matrices are copied once into panels of 8 rows (see panels.h), and the pages of the file are given back, so that the
+    model is in memory once.
     """
 
     def __init__(self, weights: Weights, team: Team, *, half_cache: bool | None = None) -> None:
@@ -59,6 +59,11 @@ class NativeModel:
         """Bytes of weights that one token of one sequence reads: all matrices, the embedding only where it is the head."""
         tied = self.config.tied_embeddings
         return sum(t.data.nbytes for name, t in self.weights.tensors.items() if tied or name != "embedding.weight")
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one position."""
+        return self.page_bytes // PAGE_KEYS
 
     def forward(
         self, ids: Sequence[int], positions: Sequence[int], tables: Sequence["PageTable"], outputs: Sequence[int]
@@ -94,18 +99,17 @@ class NativeModel:
             self._cosines = np.concatenate((self._cosines, cosines))
             self._sines = np.concatenate((self._sines.reshape(have, -1), sines)) if have else sines
 
-    def _make_arena(self) -> mmap.mmap | None:
+    def _make_arena(self) -> mmap.mmap:
         """Memory for all panels at once, in huge pages where the system has them: fewer look-ups of addresses."""
-        n_bytes = sum(self._packed_bytes(t) for t in self.weights.tensors.values())
-        if not n_bytes:
-            return None
+        untied = "" if self.config.tied_embeddings else "embedding.weight"  # read by rows, from the file
+        n_bytes = sum(self._packed_bytes(t) for name, t in self.weights.tensors.items() if name != untied)
         arena = mmap.mmap(-1, -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             arena.madvise(mmap.MADV_HUGEPAGE)
         return arena
 
     def _packed_bytes(self, t: GGUFTensor) -> int:
-        if t.type_name not in QUANTIZED or len(t.shape) < 2:
+        if len(t.shape) < 2:
             return 0
         n_bytes = self.team.library.lamoid_packed_bytes(FORMATS[t.type_name].type_id, *t.shape)
         return -(-int(n_bytes) // 64) * 64
@@ -124,15 +128,14 @@ class NativeModel:
     def _matrix(self, name: str) -> Matrix:
         tensor, bias = self.weights.tensors[name], name.removesuffix("weight") + "bias"
         type_id = FORMATS[tensor.type_name].type_id
-        address = tensor.data.ctypes.data
-        if tensor.type_name in QUANTIZED:
-            address = self._pack(tensor, type_id)
-        else:
-            self._kept.append(tensor.data)
-        return Matrix(type_id, *tensor.shape, address, self._vector(bias) if bias in self.weights.tensors else None)
+        return Matrix(
+            type_id,
+            *tensor.shape,
+            self._pack(tensor, type_id),
+            self._vector(bias) if bias in self.weights.tensors else None,
+        )
 
     def _pack(self, tensor: GGUFTensor, type_id: int) -> int:
-        assert self._arena is not None
         target = ctypes.addressof(ctypes.c_char.from_buffer(self._arena)) + self._used
         target += -target % 64
         self._used += self._packed_bytes(tensor)

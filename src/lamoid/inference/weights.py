@@ -11,14 +11,18 @@ from numpy.typing import NDArray
 
 from lamoid.checkpoints.gguf import GGUFFile, GGUFTensor
 from lamoid.checkpoints.gguf_config import ROPE_FACTORS, config_from_gguf
+from lamoid.checkpoints.hf_files import CONFIG_FILE, weight_files
+from lamoid.checkpoints.hf_llama_config import llama_config_from_hf
 from lamoid.checkpoints.llama_tensors import check_tensors
-from lamoid.checkpoints.name_maps import llama_to_gguf
+from lamoid.checkpoints.name_maps import llama_to_gguf, llama_to_hf
 from lamoid.checkpoints.quants import FORMATS
-from lamoid.errors import EngineUnavailable
+from lamoid.checkpoints.safetensors_map import PLAIN, map_safetensors
+from lamoid.checkpoints.store import read_object
+from lamoid.errors import CheckpointError, EngineUnavailable
 from lamoid.models.llama_config import LlamaConfig, parameter_shapes
 from lamoid.nn.rope_scaling import DynamicNTKScaling
+from lamoid.tokenizers.tokenizer import note_code
 
-PLAIN = ("F32", "F16", "BF16")
 QUANTIZED = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q4_K", "Q6_K")
 
 
@@ -39,6 +43,32 @@ def weights_of_gguf(file: GGUFFile) -> Weights:
     check_tensors(file.path, config, llama_to_gguf, found)
     tensors = {name: file.tensors[llama_to_gguf(name)] for name in parameter_shapes(config)}
     return _checked(Weights(file.path, config, tensors, is_interleaved=True))
+
+
+def weights_of_directory(directory: Path) -> Weights:
+    """The weights of a Hugging Face directory, mapped. Raises CheckpointError for wrong files, EngineUnavailable for
+    another architecture and for an adapter that is not merged."""
+    if not (directory / CONFIG_FILE).is_file() and (directory / "adapter_config.json").is_file():
+        raise EngineUnavailable(
+            "an adapter is applied as it lies; lamoid merge makes a model of it that the engine runs"
+        )
+    raw = read_object(directory / CONFIG_FILE)
+    kind = raw.get("model_type", "llama")
+    if kind != "llama":
+        raise EngineUnavailable(f"model_type is {kind!r:.80}; the engine runs llama")
+    note_code(raw, directory / CONFIG_FILE)
+    try:
+        config = llama_config_from_hf(raw)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
+    files = weight_files(directory)
+    found = {name: tensor for file in files for name, tensor in map_safetensors(file).items()}
+    found = {name: tensor for name, tensor in found.items() if not name.endswith("rotary_emb.inv_freq")}
+    if config.tied_embeddings:
+        found.pop("lm_head.weight", None)
+    check_tensors(directory, config, llama_to_hf, {name: tensor.shape for name, tensor in found.items()})
+    tensors = {name: found[llama_to_hf(name)] for name in parameter_shapes(config)}
+    return _checked(Weights(directory, config, tensors, is_interleaved=False))
 
 
 def weights_of_arrays(config: LlamaConfig, arrays: dict[str, NDArray[np.floating]], path: Path = Path()) -> Weights:

@@ -120,17 +120,17 @@ class Conversation:
 
 def open_conversation(recipe: ChatSettings, notify: Callable[[str], object]) -> Conversation:
     """Load the model and its chat format. Raises UsageError and DataError for what is wrong, the cheap checks first."""
-    from lamoid.inference.decoder import TorchDecoder
-    from lamoid.recipes.load import load_with_tokenizer, resolve
+    from lamoid.recipes.engines import open_decoder
+    from lamoid.recipes.load import resolve
 
     sampling, path = recipe.sampling(), resolve(recipe.model)
-    model, tokenizer = load_with_tokenizer(path, recipe.threads)
+    decoder, tokenizer = open_decoder(path, recipe.engine, recipe.threads, notify, speculate=recipe.speculate)
     encoder = find_encoder(tokenizer, recipe.template)
     if encoder is None:
         raise UsageError(
             f"{path} has no chat template; choose one with --template: {', '.join(FORMATS)}, or a .jinja file"
         )
-    max_new_tokens, context = recipe.max_new_tokens, model.config.max_seq_len
+    max_new_tokens, context = recipe.max_new_tokens, decoder.max_seq_len
     if max_new_tokens is None:
         max_new_tokens = min(MAX_NEW_TOKENS, max(context // 4, 1))
     if not 1 <= max_new_tokens < context:
@@ -138,7 +138,7 @@ def open_conversation(recipe: ChatSettings, notify: Callable[[str], object]) -> 
             f"max_new_tokens is {max_new_tokens}; it must be from 1 to {context - 1}, the context being {context}"
         )
     return Conversation(
-        TorchDecoder(model, keep_cache=True),
+        decoder,
         encoder,
         sampling,
         find_end_ids(path, encoder),

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from lamoid.errors import UsageError
-from lamoid.recipes.recipe import option
+from lamoid.recipes.recipe import option, say
 from lamoid.recipes.settings import GenerationSettings
 
 
@@ -23,17 +23,16 @@ class Recipe(GenerationSettings):
 def run(recipe: Recipe) -> int:
     """Load, stream, and say how fast it was on standard error."""
     from lamoid.inference.generate import stream
-    from lamoid.inference.plain_decoder import decoder_for
-    from lamoid.recipes.load import load_decoder
+    from lamoid.recipes.engines import open_decoder
 
     if not recipe.model:
         raise UsageError('a model and a prompt are needed, such as: lamoid generate runs/mine "Once upon"')
     r = recipe
     settings = dict(sampling=r.sampling(), max_new_tokens=r.max_new_tokens, stop=r.stop, seed=r.seed)
     prompt = sys.stdin.read() if r.prompt == "-" else r.prompt
-    model, tokenizer = load_decoder(r.model, r.threads)
+    decoder, tokenizer = open_decoder(r.model, r.engine, r.threads, say, speculate=r.speculate)
     began, done = time.perf_counter(), None
-    chunks = stream(decoder_for(model), tokenizer, [prompt], **settings)  # type: ignore[arg-type]
+    chunks = stream(decoder, tokenizer, [prompt], **settings)  # type: ignore[arg-type]
     if not r.json:
         print(prompt, end="", flush=True)
     for chunk in chunks:

@@ -21,6 +21,12 @@ class GenerationSettings:
     stop: list[str] = option([], "end before any of these strings")
     seed: int = option(0, "the same seed gives the same text")
     threads: int | None = option(None, "cores to compute on (default: all)")
+    engine: str = option(
+        "auto", "what decodes: the native CPU engine where it applies", choices=("auto", "native", "torch")
+    )
+    speculate: bool = option(
+        False, "guess what repeats itself and check several tokens at once; the text stays the same"
+    )
 
     def sampling(self) -> "Sampling":
         """The rules of sampling. Raises UsageError for a value out of range."""

@@ -20,11 +20,11 @@ INLINE void score_keys(const int is_half, const int T, const int W, const uint8_
     f8 total[4][8];
     TOKENS for (int w = 0; w < W; w++) total[t][w] = zero8();
     for (int e = 0; e < n_features; e++) {
-        f8 k[8];
-        for (int w = 0; w < W; w++) k[w] = load_cached(is_half, keys, e * PAGE_KEYS + first + 8 * w);
-        TOKENS {
-            f8 feature = all8(q[t * q_stride + e]);
-            for (int w = 0; w < W; w++) total[t][w] = fma8(feature, k[w], total[t][w]);
+        f8 feature[4];
+        TOKENS feature[t] = all8(q[t * q_stride + e]);
+        for (int w = 0; w < W; w++) {
+            f8 k = load_cached(is_half, keys, e * PAGE_KEYS + first + 8 * w);
+            TOKENS total[t][w] = fma8(feature[t], k, total[t][w]);
         }
     }
     TOKENS for (int w = 0; w < W; w++) store8(scores + t * stride + first + 8 * w, total[t][w]);
@@ -37,11 +37,11 @@ INLINE void mix_values(const int is_half, const int T, const int W, const uint8_
     for (int key = 0; key < n_keys; key++) {
         const uint8_t *values = pages[key / PAGE_KEYS] + values_at;
         int at = key % PAGE_KEYS * width + feature;
-        f8 v[8];
-        for (int w = 0; w < W; w++) v[w] = load_cached(is_half, values, at + 8 * w);
-        TOKENS {
-            f8 weight = all8(weights[t * stride + key]);
-            for (int w = 0; w < W; w++) total[t][w] = fma8(weight, v[w], total[t][w]);
+        f8 weight[4];
+        TOKENS weight[t] = all8(weights[t * stride + key]);
+        for (int w = 0; w < W; w++) {
+            f8 v = load_cached(is_half, values, at + 8 * w);
+            TOKENS total[t][w] = fma8(weight[t], v, total[t][w]);
         }
     }
     TOKENS for (int w = 0; w < W; w++) store8(out[t] + feature + 8 * w, total[t][w]);
@@ -87,7 +87,7 @@ INLINE void attend_range(const int is_half, const uint8_t *const pages[], int64_
         switch (n_queries - i) {
         case 1: attend_tile(is_half, 1, 8, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i); break;
         case 2: attend_tile(is_half, 2, 4, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i); break;
-        case 3: attend_tile(is_half, 3, 2, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i); break;
+        case 3: attend_tile(is_half, 3, 4, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i); break;
         default: attend_tile(is_half, 4, 2, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i);
         }
     }

@@ -11,7 +11,18 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = ("engine.c", "team.c", "panels.c", "avx2.c", "portable.c")
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread", "-Wno-psabi")
+FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-Wno-psabi",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+)
 """Products and sums are fused only where the source says so; NaN and infinity mean what IEEE 754 says."""
 SANITIZERS = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 

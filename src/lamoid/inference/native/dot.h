@@ -1,11 +1,12 @@
-/* Products of 8 rows of weights with the rows of up to 4 tokens: the inner loops of everything.
+/* Products of 8 rows of weights with the rows of up to 4 tokens: the inner loops of every product.
  *
  * Every sum has one order, whatever the number of tokens and threads: over the blocks of a quantized row from left to
- * right, exactly (in integers) within a group; over 8 lanes of a plain row, lane k mod 8. So a sequence gets the same
+ * right, exactly (in integers) within a group; over 8 lanes of a plain row, column k in lane k mod 8. So a sequence gets the same
  * bits in a batch, in a prompt and alone. */
 #ifndef LAMOID_DOT_H
 #define LAMOID_DOT_H
 
+#include "engine.h"
 #include "rows.h"
 
 enum { TILE = 4 }; /* tokens that share one look at the weights */
@@ -157,7 +158,7 @@ INLINE void quantized_tile(const int format, const uint8_t *panel, const Rows *x
     const int32_t *sums[TILE], *halves[TILE];
     f8 total[TILE];
     i8 sum[TILE];
-    int groups = x->stride / GROUP, n_groups = x->n_cols / GROUP, in_block = block_columns(format) / GROUP;
+    int groups = x->stride / GROUP, n_groups = x->n_cols / GROUP, in_block = 256 / GROUP;
     TOKENS {
         int64_t at = (int64_t)(token + t) * groups;
         q[t] = x->q + 32 * at, d[t] = x->d + at, d_sum[t] = x->d_sum + at, sums[t] = x->sum + at, halves[t] = x->halves + 2 * at;
@@ -205,58 +206,38 @@ INLINE void quantized_tile(const int format, const uint8_t *panel, const Rows *x
     TOKENS store8(out + (int64_t)t * stride, total[t]);
 }
 
-/* ---- Plain numbers, row after row. ---- */
+/* ---- Panels of plain numbers: 8 columns of row 0, the same columns of row 1, …, of row 7, then the next 8 columns. ---- */
 
-INLINE f8 load_weights(const int format, const uint8_t *row, int column) {
-    if (format == F32) return load8((const float *)row + column);
-    return format == F16 ? load_half8((const uint16_t *)row + column) : load_bfloat8((const uint16_t *)row + column);
+INLINE f8 load_weights(const int format, const uint8_t *panel, int64_t at) {
+    if (format == F32) return load8((const float *)panel + at);
+    return format == F16 ? load_half8((const uint16_t *)panel + at) : load_bfloat8((const uint16_t *)panel + at);
 }
 
-/* The last n columns of a row, behind which nothing may be read. */
-INLINE f8 load_last_weights(const int format, const uint8_t *row, int column, int n) {
-    _Alignas(32) uint8_t rest[32] = {0};
-    int size = format == F32 ? 4 : 2;
-    memcpy(rest, row + (int64_t)column * size, (size_t)(n * size));
-    return load_weights(format, rest, 0);
-}
-
-/* R rows, which lie row_bytes apart, against T tokens. */
-INLINE void plain_tile(const int format, const uint8_t *rows, int64_t row_bytes, const int R, const Rows *x, int token, const int T, float *out, int stride) {
+/* Rows first … first + R - 1 of a panel against T tokens. */
+INLINE void plain_tile(const int format, const uint8_t *panel, int first, const int R, const Rows *x, int token, const int T, float *out, int stride) {
     f8 total[8][TILE];
     const float *columns[TILE];
     int n = x->n_cols, whole = n / 8 * 8;
     TOKENS columns[t] = x->x + (int64_t)(token + t) * x->stride;
     for (int r = 0; r < R; r++) TOKENS total[r][t] = zero8();
-    for (int k = 0; k < whole; k += 8) {
+    for (int k = 0; k < n; k += 8) {
         f8 b[TILE];
-        TOKENS b[t] = load8(columns[t] + k);
+        TOKENS b[t] = k < whole ? load8(columns[t] + k) : load_some8(columns[t] + k, n - k);
+        if (token == 0)
+            for (int line = 0; line < (format == F32 ? 256 : 128); line += 64) look_ahead(panel + (int64_t)k * (format == F32 ? 32 : 16) + AHEAD + line);
         UNROLL for (int r = 0; r < R; r++) {
-            f8 a = load_weights(format, rows + r * row_bytes, k);
+            f8 a = load_weights(format, panel, (int64_t)k * PANEL + 8 * (first + r));
             TOKENS total[r][t] = fma8(a, b[t], total[r][t]);
         }
     }
-    for (int r = 0; r < R && whole < n; r++) {
-        f8 a = load_last_weights(format, rows + r * row_bytes, whole, n - whole);
-        TOKENS total[r][t] = fma8(a, load_some8(columns[t] + whole, n - whole), total[r][t]);
-    }
-    for (int r = 0; r < R; r++) TOKENS out[(int64_t)t * stride + r] = sum8(total[r][t]);
+    for (int r = 0; r < R; r++) TOKENS out[(int64_t)t * stride + first + r] = sum8(total[r][t]);
 }
 
-INLINE void plain_panel(const int format, const uint8_t *rows, int64_t row_bytes, int n_rows, const Rows *x, int n_tokens, float *out, int stride) {
+INLINE void plain_panel(const int format, const uint8_t *panel, const Rows *x, int n_tokens, float *out, int stride) {
     int token = 0;
-    if (n_rows == PANEL)
-        for (; token + 3 <= n_tokens; token += 3) {
-            float *to = out + (int64_t)token * stride;
-            plain_tile(format, rows, row_bytes, 4, x, token, 3, to, stride);
-            plain_tile(format, rows + 4 * row_bytes, row_bytes, 4, x, token, 3, to + 4, stride);
-        }
-    for (; token < n_tokens; token++) {
-        float *to = out + (int64_t)token * stride;
-        if (n_rows == PANEL)
-            plain_tile(format, rows, row_bytes, 8, x, token, 1, to, stride);
-        else
-            for (int r = 0; r < n_rows; r++) plain_tile(format, rows + r * row_bytes, row_bytes, 1, x, token, 1, to + r, stride);
-    }
+    for (; token + 3 <= n_tokens; token += 3)
+        for (int half = 0; half < 8; half += 4) plain_tile(format, panel, half, 4, x, token, 3, out + (int64_t)token * stride, stride);
+    for (; token < n_tokens; token++) plain_tile(format, panel, 0, 8, x, token, 1, out + (int64_t)token * stride, stride);
 }
 
 INLINE void quantized_panel(const int format, const uint8_t *panel, const Rows *x, int n_tokens, float *out, int stride) {
@@ -272,31 +253,23 @@ INLINE void quantized_panel(const int format, const uint8_t *panel, const Rows *
 }
 
 /* Rows 8 p … 8 p + 7 of a matrix against all tokens: `out` is (n_tokens, stride), written at column 8 p. */
-static void multiply_panel(int format, int n_rows, int n_cols, const void *data, const float *bias, int p, const Rows *x, int n_tokens, float *out, int stride) {
+static void multiply_panel(const Matrix *m, int p, const Rows *x, int n_tokens, float *out, int stride) {
+    const uint8_t *panel = (const uint8_t *)m->data + p * panel_bytes(m->format, m->n_cols);
     out += 8 * p;
-    if (is_quantized(format)) {
-        const uint8_t *panel = (const uint8_t *)data + (int64_t)p * (n_cols / block_columns(format)) * panel_block_bytes(format);
-        switch (format) {
-        case Q8_0: quantized_panel(Q8_0, panel, x, n_tokens, out, stride); break;
-        case Q4_0: quantized_panel(Q4_0, panel, x, n_tokens, out, stride); break;
-        case Q4_1: quantized_panel(Q4_1, panel, x, n_tokens, out, stride); break;
-        case Q5_0: quantized_panel(Q5_0, panel, x, n_tokens, out, stride); break;
-        case Q4_K: quantized_panel(Q4_K, panel, x, n_tokens, out, stride); break;
-        default: quantized_panel(Q6_K, panel, x, n_tokens, out, stride);
-        }
-    } else {
-        int64_t row_bytes = (int64_t)n_cols * (format == F32 ? 4 : 2);
-        const uint8_t *rows = (const uint8_t *)data + 8 * p * row_bytes;
-        int n = n_rows - 8 * p < 8 ? n_rows - 8 * p : 8;
-        switch (format) {
-        case F32: plain_panel(F32, rows, row_bytes, n, x, n_tokens, out, stride); break;
-        case F16: plain_panel(F16, rows, row_bytes, n, x, n_tokens, out, stride); break;
-        default: plain_panel(BF16, rows, row_bytes, n, x, n_tokens, out, stride);
-        }
+    switch (m->format) {
+    case F32: plain_panel(F32, panel, x, n_tokens, out, stride); break;
+    case F16: plain_panel(F16, panel, x, n_tokens, out, stride); break;
+    case BF16: plain_panel(BF16, panel, x, n_tokens, out, stride); break;
+    case Q8_0: quantized_panel(Q8_0, panel, x, n_tokens, out, stride); break;
+    case Q4_0: quantized_panel(Q4_0, panel, x, n_tokens, out, stride); break;
+    case Q4_1: quantized_panel(Q4_1, panel, x, n_tokens, out, stride); break;
+    case Q5_0: quantized_panel(Q5_0, panel, x, n_tokens, out, stride); break;
+    case Q4_K: quantized_panel(Q4_K, panel, x, n_tokens, out, stride); break;
+    default: quantized_panel(Q6_K, panel, x, n_tokens, out, stride);
     }
-    if (bias == NULL) return;
+    if (m->bias == NULL) return;
     for (int t = 0; t < n_tokens; t++)
-        for (int r = 0; r < 8 && 8 * p + r < n_rows; r++) out[(int64_t)t * stride + r] += bias[8 * p + r];
+        for (int r = 0; r < 8 && 8 * p + r < m->n_rows; r++) out[(int64_t)t * stride + r] += m->bias[8 * p + r];
 }
 
 #endif

@@ -131,11 +131,10 @@ typedef struct {
 static void run_packing(void *argument, int thread) {
     const Packing *p = argument;
     int n_threads = team_size(p->engine->team), n_panels = (p->n_rows + PANEL - 1) / PANEL;
-    int64_t row_bytes = (int64_t)(p->n_cols / block_columns(p->format)) * file_block_bytes(p->format);
-    int64_t panel_bytes = (int64_t)(p->n_cols / block_columns(p->format)) * panel_block_bytes(p->format);
+    int64_t from = row_bytes(p->format, p->n_cols) * PANEL, to = panel_bytes(p->format, p->n_cols);
     for (int i = (int)((int64_t)n_panels * thread / n_threads); i < (int)((int64_t)n_panels * (thread + 1) / n_threads); i++) {
         int n = p->n_rows - i * PANEL < PANEL ? p->n_rows - i * PANEL : PANEL;
-        pack_panel(p->format, p->rows + (int64_t)i * PANEL * row_bytes, row_bytes, n, p->n_cols, p->panels + i * panel_bytes);
+        pack_panel(p->format, p->rows + i * from, n, p->n_cols, p->panels + i * to);
     }
 }
 
@@ -145,7 +144,7 @@ void lamoid_pack(Engine *engine, int format, const void *rows, int n_rows, int n
 }
 
 int64_t lamoid_packed_bytes(int format, int n_rows, int n_cols) {
-    return (int64_t)((n_rows + PANEL - 1) / PANEL) * (n_cols / block_columns(format)) * panel_block_bytes(format);
+    return (int64_t)((n_rows + PANEL - 1) / PANEL) * panel_bytes(format, n_cols);
 }
 
 typedef struct {

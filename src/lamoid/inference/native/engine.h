@@ -15,8 +15,8 @@
 
 enum { PAGE_KEYS = 64 }; /* positions in a page of the KV cache */
 
-/* A weight matrix W (n_rows x n_cols), y = W x + bias. `format` is GGUF's number of its type (see panels.h). Plain
- * numbers lie row after row; quantized weights lie in panels of 8 rows. */
+/* A weight matrix W (n_rows x n_cols), y = W x + bias. `format` is GGUF's number of its type (see panels.h); the
+ * weights lie in panels of 8 rows. */
 typedef struct {
     int32_t format, n_rows, n_cols;
     const void *data;
@@ -63,7 +63,7 @@ EXPORT int lamoid_has_avx2(void);
 /* One step of the model for all tokens of a batch; extends the cache in place. 0, or -1 where memory is missing. */
 EXPORT int lamoid_forward(Engine *engine, const Model *model, const Batch *batch);
 
-/* Rows of quantized blocks, as they lie in a file, into panels of 8 rows; the last panel is filled with zeros. */
+/* Rows as they lie in a file into panels of 8 rows; the last panel is filled up with zeros. */
 EXPORT void lamoid_pack(Engine *engine, int format, const void *rows, int n_rows, int n_cols, void *panels);
 EXPORT int64_t lamoid_packed_bytes(int format, int n_rows, int n_cols);
 

@@ -67,10 +67,6 @@ static Rows make_rows(Engine *engine, int thread, float *x, int n_tokens, int n_
 
 /* ---- Products. ---- */
 
-static void panel_of(const Matrix *m, int p, const Rows *rows, int n_tokens, float *out, int stride) {
-    multiply_panel(m->format, m->n_rows, m->n_cols, m->data, m->bias, p, rows, n_tokens, out, stride);
-}
-
 /* outs[i] = matrices[i] · rows; if there is a sum, it is what the first is added to. */
 static void multiply(Engine *engine, int thread, atomic_int *counter, const Matrix *const matrices[], float *const outs[], const int strides[], int n, const Rows *rows, int n_tokens, float *sum) {
     int n_panels[3] = {0}, total = 0, begin, end;
@@ -79,7 +75,7 @@ static void multiply(Engine *engine, int thread, atomic_int *counter, const Matr
         for (int item = begin; item < end; item++) {
             int i = 0, p = item;
             while (p >= n_panels[i]) p -= n_panels[i++];
-            panel_of(matrices[i], p, rows, n_tokens, outs[i], strides[i]);
+            multiply_panel(matrices[i], p, rows, n_tokens, outs[i], strides[i]);
             if (sum == NULL) continue;
             for (int t = 0; t < n_tokens; t++) {
                 float *to = sum + (int64_t)t * strides[0] + 8 * p;
@@ -93,8 +89,8 @@ static void multiply_gated(Engine *engine, int thread, atomic_int *counter, cons
     int begin, end, n_panels = (layer->gate.n_rows + PANEL - 1) / PANEL;
     for (Deal d = deal(engine, counter, n_panels, thread); next(&d, &begin, &end);)
         for (int p = begin; p < end; p++) {
-            panel_of(&layer->gate, p, rows, n_tokens, engine->gate, stride);
-            panel_of(&layer->up, p, rows, n_tokens, engine->up, stride);
+            multiply_panel(&layer->gate, p, rows, n_tokens, engine->gate, stride);
+            multiply_panel(&layer->up, p, rows, n_tokens, engine->up, stride);
             for (int t = 0; t < n_tokens; t++) {
                 float *to = engine->gate + (int64_t)t * stride + 8 * p;
                 f8 g = load8(to), u = load8(engine->up + (int64_t)t * stride + 8 * p);

@@ -1,13 +1,15 @@
-/* From blocks as they lie in a file to panels of 8 rows; panels.h has the layouts. */
+/* From rows as they lie in a file to panels of 8 rows; panels.h has the layouts. */
 #include "panels.h"
 
 #include <string.h>
 
 int is_quantized(int format) { return format != F32 && format != F16 && format != BF16; }
 
-int block_columns(int format) { return format == Q4_K || format == Q6_K ? 256 : 32; }
+static int block_columns(int format) { return format == Q4_K || format == Q6_K ? 256 : 32; }
 
-int file_block_bytes(int format) {
+static int plain_bytes(int format) { return format == F32 ? 4 : 2; }
+
+static int file_block_bytes(int format) {
     switch (format) {
     case Q8_0: return 34;
     case Q4_0: return 18;
@@ -18,7 +20,7 @@ int file_block_bytes(int format) {
     }
 }
 
-int panel_block_bytes(int format) {
+static int panel_block_bytes(int format) {
     switch (format) {
     case Q8_0: return 16 + 256;
     case Q4_0: return 16 + 128;
@@ -27,6 +29,16 @@ int panel_block_bytes(int format) {
     case Q4_K: return 32 + 8 * (16 + 128);
     default: return 16 + 8 * (16 + 128 + 64); /* Q6_K */
     }
+}
+
+int64_t row_bytes(int format, int n_cols) {
+    if (!is_quantized(format)) return (int64_t)n_cols * plain_bytes(format);
+    return (int64_t)(n_cols / block_columns(format)) * file_block_bytes(format);
+}
+
+int64_t panel_bytes(int format, int n_cols) {
+    if (!is_quantized(format)) return (int64_t)(n_cols + 7) / 8 * 8 * PANEL * plain_bytes(format);
+    return (int64_t)(n_cols / block_columns(format)) * panel_block_bytes(format);
 }
 
 /* n_words words of one row, which go to every eighth word of the panel. */
@@ -103,10 +115,22 @@ static void pack_block(int format, const uint8_t *block, int row, uint8_t *panel
     }
 }
 
-void pack_panel(int format, const uint8_t *rows, int64_t row_bytes, int n, int n_cols, uint8_t *panel) {
+static void pack_plain(int size, const uint8_t *from, int row, int n_cols, uint8_t *panel) {
+    for (int k = 0; k < n_cols; k += 8) {
+        int some = n_cols - k < 8 ? n_cols - k : 8;
+        memcpy(panel + (int64_t)(k * PANEL + 8 * row) * size, from + (int64_t)k * size, (size_t)(some * size));
+    }
+}
+
+void pack_panel(int format, const uint8_t *rows, int n, int n_cols, uint8_t *panel) {
+    int64_t apart = row_bytes(format, n_cols);
+    if (n < PANEL || (!is_quantized(format) && n_cols % 8)) memset(panel, 0, (size_t)panel_bytes(format, n_cols));
+    if (!is_quantized(format)) {
+        for (int row = 0; row < n; row++) pack_plain(plain_bytes(format), rows + row * apart, row, n_cols, panel);
+        return;
+    }
     int n_blocks = n_cols / block_columns(format), from = file_block_bytes(format), to = panel_block_bytes(format);
-    if (n < PANEL) memset(panel, 0, (size_t)n_blocks * (size_t)to);
     for (int b = 0; b < n_blocks; b++)
         for (int row = 0; row < n; row++)
-            pack_block(format, rows + row * row_bytes + (int64_t)b * from, row, panel + (int64_t)b * to);
+            pack_block(format, rows + row * apart + (int64_t)b * from, row, panel + (int64_t)b * to);
 }

@@ -1,6 +1,7 @@
-/* Quantized weights in panels of 8 rows, so that 8 rows meet a number of x at once and the 8 scales are one vector.
+/* Weights in panels of 8 rows, a panel being one stretch of memory. Quantized rows are interleaved, so that 8 rows meet a
+ * number of x at once and the 8 scales are one vector; plain ones by 8 columns (see dot.h).
  *
- * A panel is a run of blocks, each 32 (Q4_K, Q6_K: 256) columns wide. In what follows [8] is one value for each row, and a
+ * A quantized panel is a run of blocks, each 32 (Q4_K, Q6_K: 256) columns wide. In what follows [8] is one value for each row, and a
  * word is the bytes of 4 neighbouring columns: words[8] of one column group are 32 bytes, one vector.
  *
  *     Q8_0  d[8], then for j = 0…7: words[8] of columns 4 j
@@ -21,11 +22,10 @@ enum { F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q8_0 = 8, Q4_K = 12, Q6_K
 enum { PANEL = 8, GROUP = 32 };
 
 int is_quantized(int format);
-int file_block_bytes(int format);  /* of one row, as in the file */
-int panel_block_bytes(int format); /* of 8 rows */
-int block_columns(int format);
+int64_t row_bytes(int format, int n_cols);   /* of one row, as in the file */
+int64_t panel_bytes(int format, int n_cols); /* of 8 rows */
 
-/* One panel of n (1 to 8) rows that lie row_bytes apart; the others become zeros. */
-void pack_panel(int format, const uint8_t *rows, int64_t row_bytes, int n, int n_cols, uint8_t *panel);
+/* One panel of n (1 to 8) rows as they lie in a file; the others become zeros. */
+void pack_panel(int format, const uint8_t *rows, int n, int n_cols, uint8_t *panel);
 
 #endif

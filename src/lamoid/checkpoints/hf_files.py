@@ -1,0 +1,32 @@
+"""The files of a Hugging Face directory: their names, and which of them hold the weights. No torch."""
+
+from pathlib import Path
+
+from lamoid.checkpoints.store import read_object
+from lamoid.errors import CheckpointError
+
+CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory. Raises CheckpointError for a shard that lies outside of it."""
+    if (directory / WEIGHTS_FILE).is_file():  # before the index, as transformers does where both are there
+        return [directory / WEIGHTS_FILE]
+    if (directory / INDEX_FILE).is_file():
+        index = read_object(directory / INDEX_FILE).get("weight_map")
+        if not isinstance(index, dict):
+            raise CheckpointError(f"{directory / INDEX_FILE}: weight_map is missing")
+        names = sorted({str(name) for name in index.values()})
+        for name in names:
+            if not _lies_inside(directory, name):
+                what = f"{directory / INDEX_FILE}: shard {name!r} lies outside the directory"
+                raise CheckpointError(f"{what}; put the file itself there")
+        return [directory / name for name in names]
+    raise CheckpointError(f"{directory} has no {WEIGHTS_FILE}; a model is a Hugging Face directory with safetensors")
+
+
+def _lies_inside(directory: Path, name: str) -> bool:
+    try:
+        return (directory / name).resolve().parent == directory.resolve()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, links in a circle
+        return False
