@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,10 +144,10 @@ def test_micro_batches_are_said(pretrained, call):
     "recipe, expected",
     [
         (None, "is no run: it has no recipe.yaml"),
-        ("seed: 0", "is of a run whose batches cannot be shown"),
+        ("seed: x", "seed is 'x'; it must be a whole number"),
         ("method: lora\nmodle: x", "modle is no setting"),
         ("- 1", "holds no settings"),
-        ("old_text: ''", "has no checkpoint yet"),
+        ("context: 8\nbatch_rows: 2", "has no checkpoint yet"),
     ],
 )
 def test_what_is_no_run(tmp_path, call, recipe, expected):
@@ -160,7 +161,17 @@ def test_what_is_no_run(tmp_path, call, recipe, expected):
 def test_a_cache_that_is_gone(pretrained, call, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code, _, err = call(pretrained.out)
-    assert code == 3 and "the same lamoid pretrain command makes it again" in err
+    assert code == 3 and "by the same command that began the run" in err
+
+
+def test_an_encoders_run_is_refused(pretrained, call, monkeypatch, corpus, tmp_path):
+    """Its rows are made in other ways from a store that says so."""
+    shutil.copytree(corpus.parent / "cache", tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for file in (tmp_path / "cache").rglob("manifest.json"):
+        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"layout": "sentences"}))
+    code, _, err = call(pretrained.out)
+    assert code == 3 and "is the run of an encoder" in err
 
 
 # ---- data before a run
