@@ -5,6 +5,8 @@ import time
 
 import pytest
 import tokenizers as runtime
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from lamoid.errors import CheckpointError, DataError, LamoidError, UsageError
@@ -201,6 +203,13 @@ def test_metaspace(bpe, scheme):
         assert runs == [(content + "<|eot_id|><|end_of_text|>").strip() for content in contents]
 
 
+@given(st.lists(st.text(max_size=30), min_size=2, max_size=6).filter(lambda contents: len(contents) % 2 == 0))
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_text_is_trained_where_an_assistant_said_it(bpe, contents):
+    (encoded,) = encode_answers(ChatEncoder(llama_3, bpe), [say(*contents)], [answers_of(say(*contents))])
+    assert text_of(bpe, encoded) == " | ".join(content.strip() + "<|eot_id|>" for content in contents[1::2])
+
+
 # ---- templates that make it hard
 
 
@@ -261,9 +270,9 @@ def test_many_texts_need_few_requests(tokenizer, monkeypatch):
         return exchange(self, request, seconds)
 
     monkeypatch.setattr(TemplateRenderer, "_exchange", spy)
-    results = encode(LLAMA_3, tokenizer, [say(f"{i}", f"{i}", f"{i}", f"{i}") for i in range(1000)])
-    assert [text_of(tokenizer, r) for r in results] == [f"{i}<|eot_id|> | {i}<|eot_id|>" for i in range(1000)]
-    assert len(requests) < 1000 * 5 / 200
+    results = encode(LLAMA_3, tokenizer, [say(f"{i}", f"{i}", f"{i}", f"{i}") for i in range(400)])
+    assert [text_of(tokenizer, r) for r in results] == [f"{i}<|eot_id|> | {i}<|eot_id|>" for i in range(400)]
+    assert len(requests) < 400 * 5 / 100
 
 
 def test_long_conversations_go_in_requests_of_their_own(tokenizer, monkeypatch):

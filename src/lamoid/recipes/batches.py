@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lamoid.recipes.load import find_tokenizer, model_directory
 from lamoid.recipes.prepare import open_store
 from lamoid.recipes.recipe import load, make
 from lamoid.recipes.resume import FOLDER, PLAIN_FILE, RECIPE_FILE
-from lamoid.recipes.settings import FinetuneSettings, PretrainSettings
+from lamoid.recipes.settings import FinetuneSettings, TrainingSettings
 from lamoid.tokenizers.chat import ChatEncoder
 from lamoid.tokenizers.load import load_tokenizer
 from lamoid.tokenizers.tokenizer import Tokenizer
@@ -57,32 +57,30 @@ class RealBatches:
 
 
 def open_run(directory: Path, notify: Callable[[str], object]) -> RealBatches:
-    """The batches of a run of `pretrain` or `finetune`, from its recipe.yaml. Raises DataError where it is no such run."""
+    """The batches of a run, from its recipe.yaml and newest checkpoint: of `finetune`, or of any verb that trains a decoder
+    on running text. Raises DataError where it is no such run, or where its tokenized text is gone."""
     file = directory / RECIPE_FILE
     if not file.is_file():
         raise DataError(
             f"{directory} is no run: it has no {RECIPE_FILE}; give the --out of lamoid pretrain or finetune"
         )
-    values = load(file)
-    identity = _identity(directory)
+    values, identity = load(file), _identity(directory)
     if "method" in values:
         found, key = _of_conversations(make(FinetuneSettings, values), notify)
         if identity and identity["data"] != key:
             notify("warning: the data have changed since the run began; this is not what it was trained on")
-        return RealBatches(found.batches, found.accumulate, found.tokenizer, found.encoder, directory)
-    if "old_text" not in values:
-        raise DataError(f"{file} is of a run whose batches cannot be shown; known are those of pretrain and finetune")
-    settings = make(PretrainSettings, values)
-    if not identity:
-        raise DataError(f"{directory} has no checkpoint yet; give it some seconds")
-    tokenizer = load_tokenizer(directory)
+        return replace(found, run=directory)
+    s = make(TrainingSettings, {f.name: values[f.name] for f in fields(TrainingSettings) if f.name in values})
+    if not identity or not s.context or not s.batch_rows:
+        raise DataError(f"{directory} has no checkpoint yet, or is of a run whose batches cannot be shown")
     try:
-        tokens = open_store(identity["data"], tokenizer).tokens
+        text = open_store(identity["data"], load_tokenizer(directory))
     except DataError as error:
-        raise DataError(f"{error}; the same lamoid pretrain command makes it again") from error
-    assert settings.context and settings.batch_rows
-    rows = PackedRows(tokens, settings.context, settings.batch_rows, settings.seed)
-    return RealBatches(rows, settings.accumulate, tokenizer, None, directory)
+        raise DataError(f"the run's tokenized text: {error}, by the same command that began the run") from error
+    if text.facts.get("layout", "documents") != "documents":
+        raise DataError(f"{directory} is the run of an encoder; explain-batch shows batches of decoders alone")
+    rows = PackedRows(text.tokens, s.context, s.batch_rows, s.seed)
+    return RealBatches(rows, s.accumulate, text.tokenizer, None, directory)
 
 
 def open_data(settings: FinetuneSettings, notify: Callable[[str], object]) -> RealBatches:

@@ -158,13 +158,14 @@ class TemplateRenderer:
 
 def _requests(template: str, each: Sequence[Mapping[str, object]]) -> Iterator[str]:
     """The renderings in requests small enough that only a template that misbehaves can break a limit."""
-    waiting: list[str] = []
+    waiting, n_bytes = list[str](), 0
     for variables in each:
         text = json.dumps(dict(variables))
-        if waiting and (len(waiting) == MAX_REQUEST_TEXTS or sum(map(len, waiting)) + len(text) > MAX_REQUEST_BYTES):
+        if waiting and (len(waiting) == MAX_REQUEST_TEXTS or n_bytes + len(text) > MAX_REQUEST_BYTES):
             yield _request(template, waiting)
-            waiting = []
+            waiting, n_bytes = [], 0
         waiting.append(text)
+        n_bytes += len(text)
     if waiting:
         yield _request(template, waiting)
 
