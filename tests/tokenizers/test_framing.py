@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tests.tokenizers.conftest import STRESS, TRAINING
 
 from lamoid.errors import DataError, UsageError
+from lamoid.tokenizers import framing
 from lamoid.tokenizers.framing import SPECIAL, frame_many, share, windows
 from lamoid.tokenizers.gpt2 import train_roberta
 from lamoid.tokenizers.load import load_tokenizer
@@ -34,17 +35,18 @@ def test_pairs_are_cut_as_transformers_cuts_them(both, max_tokens):
     for a, b, row in zip(first, second, rows, strict=True):
         options = {"max_length": max_tokens, "truncation": "longest_first", "split_special_tokens": True}
         expected = twin(a, b, return_token_type_ids=True, return_offsets_mapping=True, **options)
-        assert row.ids == expected["input_ids"]
-        assert row.segments == expected["token_type_ids"]
-        assert row.offsets == expected["offset_mapping"]
-        assert [None if s == SPECIAL else s for s in row.sources] == expected.sequence_ids()
+        assert row.ids.tolist() == expected["input_ids"]
+        assert row.segments.tolist() == expected["token_type_ids"]
+        assert [*map(tuple, row.offsets.tolist())] == expected["offset_mapping"]
+        assert [None if s == SPECIAL else s for s in row.sources.tolist()] == expected.sequence_ids()
+        assert row.n_cut == len(ours.encode(a, b)) - len(row)
 
 
 @pytest.mark.parametrize("max_tokens", [3, 4, 9, 5000])
 def test_texts_are_cut_as_transformers_cuts_them(both, max_tokens):
     ours, twin = both
     expected = twin(TEXTS, max_length=max_tokens, truncation=True, split_special_tokens=True)["input_ids"]
-    assert [row.ids for row in frame_many(ours, TEXTS, max_tokens=max_tokens)] == expected
+    assert [row.ids.tolist() for row in frame_many(ours, TEXTS, max_tokens=max_tokens)] == expected
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +74,16 @@ def test_windows_are_those_of_transformers(both, max_tokens, overlap):
         options |= {"return_overflowing_tokens": True, "return_offsets_mapping": True, "split_special_tokens": True}
         expected = twin("Gì? 么", context, return_token_type_ids=True, **options)
         made = windows(ours, "Gì? 么", context, max_tokens=max_tokens, overlap=overlap)
-        assert [w.ids for w in made] == expected["input_ids"]
-        assert [w.segments for w in made] == expected["token_type_ids"]
-        assert [w.offsets for w in made] == expected["offset_mapping"]
+        assert [w.ids.tolist() for w in made] == expected["input_ids"]
+        assert [w.segments.tolist() for w in made] == expected["token_type_ids"]
+        assert [[*map(tuple, w.offsets.tolist())] for w in made] == expected["offset_mapping"]
 
 
 def test_windows_cover_every_token_and_share_as_many_as_asked_for(both):
     ours, _ = both
     context = " ".join(f"w{number}" for number in range(200))
     whole = ours.encode(context, add_special_tokens=False)
-    made = [
-        [i for i, source in zip(w.ids, w.sources, strict=True) if source == 1]
-        for w in windows(ours, "q", context, max_tokens=50, overlap=7)
-    ]
+    made = [w.ids[w.sources == 1].tolist() for w in windows(ours, "q", context, max_tokens=50, overlap=7)]
     assert all(a[-7:] == b[:7] for a, b in zip(made, made[1:], strict=False))
     assert made[0] + [i for piece in made[1:] for i in piece[7:]] == whole
 
@@ -92,7 +91,7 @@ def test_windows_cover_every_token_and_share_as_many_as_asked_for(both):
 def test_an_empty_second_text_makes_one_window(both):
     ours, _ = both
     (window,) = windows(ours, "q", "", max_tokens=20, overlap=5)
-    assert window.ids == ours.encode("q", "")
+    assert window.ids.tolist() == ours.encode("q", "")
 
 
 def test_a_first_text_without_room_behind_it_is_named(both):
@@ -113,3 +112,11 @@ def test_a_limit_below_the_special_tokens_is_refused(both):
 def test_a_lone_surrogate_is_named(both):
     with pytest.raises(DataError, match="U\\+D800 at position 1"):
         frame_many(both[0], ["fine", "x\ud800"], max_tokens=9)
+
+
+def test_many_texts_are_framed_as_one_by_one(both, monkeypatch):
+    ours, _ = both
+    monkeypatch.setattr(framing, "ENCODED_AT_ONCE", 7)
+    rows = frame_many(ours, TEXTS, TEXTS[::-1], max_tokens=30)
+    alone = [frame_many(ours, [a], [b], max_tokens=30)[0] for a, b in zip(TEXTS, TEXTS[::-1], strict=True)]
+    assert [row.ids.tolist() for row in rows] == [row.ids.tolist() for row in alone]

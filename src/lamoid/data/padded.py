@@ -71,7 +71,7 @@ class LabelledRows:
         rows = [self.rows[number] for number in numbers]
         return EncoderBatch(
             pad([row.ids for row in rows], self.pad_id),
-            pad([[1] * len(row.ids) for row in rows], 0),
+            pad([np.ones_like(row.ids) for row in rows], 0),
             pad([row.segments for row in rows], 0),
             pad([self.labels[number] for number in numbers], IGNORED),
         )

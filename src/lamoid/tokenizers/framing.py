@@ -7,41 +7,52 @@ second text, in pieces that overlap.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tokenizers as runtime
 
 from lamoid.errors import DataError, UsageError
 from lamoid.tokenizers.tokenizer import CANNOT_ENCODE, Tokenizer, check_encodable, runtime_errors
 
 SPECIAL = -1
+ENCODED_AT_ONCE = 1024
+"""Texts whose encodings are held at a time: the runtime's take ten times the memory of the rows made of them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Framed:
-    """One row of an encoder's input, before padding; every list has one entry for each token.
+    """One row of an encoder's input, before padding: arrays with one entry for each of its T tokens.
 
-    `sources` says which text a token comes from: 0, 1, or SPECIAL; `offsets` its characters there, (begin, end).
+    `sources` says which text a token comes from: 0, 1, or SPECIAL; `offsets` (T, 2) where its characters begin and end
+    there; `n_cut` how many tokens of the texts found no room.
     """
 
-    ids: list[int]
-    segments: list[int]
-    sources: list[int]
-    offsets: list[tuple[int, int]]
+    ids: np.ndarray
+    segments: np.ndarray
+    sources: np.ndarray
+    offsets: np.ndarray
+    n_cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 def frame_many(
     tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None = None, *, max_tokens: int
 ) -> list[Framed]:
     """Each text (or pair) in its frame, cut to `max_tokens`: of a pair the longer text first, as `share` says."""
-    firsts = _encode(tokenizer, texts)
-    seconds = None if pairs is None else _encode(tokenizer, pairs)
     frame = _frame(tokenizer, is_pair=pairs is not None)
     room = _room(frame, max_tokens)
-    if seconds is None:
-        return [_fill(frame, [_cut(first, 0, room)]) for first in firsts]
-    rows = []
-    for first, second in zip(firsts, seconds, strict=True):
-        n_first, n_second = share(len(first.ids), len(second.ids), room)
-        rows.append(_fill(frame, [_cut(first, 0, n_first), _cut(second, 0, n_second)]))
+    rows: list[Framed] = []
+    for start in range(0, len(texts), ENCODED_AT_ONCE):
+        group = slice(start, start + ENCODED_AT_ONCE)
+        firsts = _encode(tokenizer, texts[group])
+        if pairs is None:
+            rows += [_fill(frame, [_cut(first, 0, room)], len(first.ids)) for first in firsts]
+            continue
+        for first, second in zip(firsts, _encode(tokenizer, pairs[group]), strict=True):
+            n_first, n_second = share(len(first.ids), len(second.ids), room)
+            pieces = [_cut(first, 0, n_first), _cut(second, 0, n_second)]
+            rows.append(_fill(frame, pieces, len(first.ids) + len(second.ids)))
     return rows
 
 
@@ -79,11 +90,13 @@ def windows(tokenizer: Tokenizer, first: str, second: str, *, max_tokens: int, o
     return [_fill(frame, [head, _cut(context, start, start + room)]) for start in range(0, last, room - overlap)]
 
 
-_Piece = list[tuple[int, tuple[int, int]]]
+_Piece = tuple[np.ndarray, np.ndarray]
+"""Ids and offsets of a part of a text."""
 
 
 def _cut(encoding: runtime.Encoding, start: int, end: int) -> _Piece:
-    return list(zip(encoding.ids[start:end], encoding.offsets[start:end], strict=True))
+    offsets = np.array(encoding.offsets[start:end], dtype=np.int32).reshape(-1, 2)
+    return np.array(encoding.ids[start:end], dtype=np.int32), offsets
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[runtime.Encoding]:
@@ -121,11 +134,16 @@ def _room(frame: list[_Slot], max_tokens: int) -> int:
     return room
 
 
-def _fill(frame: list[_Slot], pieces: list[_Piece]) -> Framed:
-    tokens = [
-        (index, slot.segment, slot.source, offset)
+def _fill(frame: list[_Slot], pieces: list[_Piece], n_tokens: int = 0) -> Framed:
+    parts = [
+        (np.array([slot.index]), np.zeros((1, 2), np.int32)) if slot.source == SPECIAL else pieces[slot.source]
         for slot in frame
-        for index, offset in ([(slot.index, (0, 0))] if slot.source == SPECIAL else pieces[slot.source])
     ]
-    ids, segments, sources, offsets = ([token[i] for token in tokens] for i in range(4))
-    return Framed(ids, segments, sources, offsets)  # type: ignore[arg-type]
+    lengths = [len(ids) for ids, _ in parts]
+    return Framed(
+        np.concatenate([ids for ids, _ in parts]).astype(np.int32),
+        np.repeat([slot.segment for slot in frame], lengths).astype(np.int8),
+        np.repeat([slot.source for slot in frame], lengths).astype(np.int8),
+        np.concatenate([offsets for _, offsets in parts]),
+        max(n_tokens - sum(len(ids) for ids, _ in pieces), 0),
+    )

@@ -58,8 +58,11 @@ def spans(model: Any, batch: EncoderBatch) -> Loss:
     """Σ over rows of −½ (log p(first token) + log p(last token)); padding cannot be chosen (Devlin et al. 2019, 4.2)."""
     labels = batch.labels.to(_device(model))
     logits = span_logits(model, batch)
-    loss = F.cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten(), reduction="sum") / 2
-    return loss, len(labels)
+    loss = (
+        F.cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        / 2
+    )
+    return loss, int((labels[:, 0] != IGNORED).sum())
 
 
 def span_logits(model: Any, batch: EncoderBatch) -> Tensor:
