@@ -1,4 +1,4 @@
-"""Peak memory and time of attention, forward and backward, over the length: tiles beside the explicit and the fused path.
+"""Peak memory of attention, forward and backward, over the length: tiles beside the explicit and the fused path.
 
 python -m benchmarks.flash --out docs/proofs
 
@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.pairs import parse_arguments, peak_memory_bytes, seconds, write_proof
+from benchmarks.pairs import parse_arguments, peak_memory_bytes, write_proof
 from lamoid.nn.attention import PATHS
 from lamoid.nn.relative_positions import ALiBi, T5Bias
 
@@ -25,35 +25,29 @@ CASES = {
 }
 
 
-def run(path: str, bias_kind: str | None, length: int, threads: int, *, attend: bool = True) -> float:
-    """Seconds of one forward and backward pass; without `attend`, only the inputs and their gradients are there."""
+def run(path: str, bias_kind: str | None, length: int, threads: int, *, attend: bool = True) -> None:
+    """One forward and backward pass; without `attend`, only the inputs and their gradients are there."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     inputs = [torch.randn(1, N_HEADS, length, HEAD_DIM, requires_grad=True) for _ in range(3)]
     bias = {None: None, "alibi": ALiBi(N_HEADS), "t5": T5Bias(N_HEADS)}[bias_kind]
 
-    def go() -> None:
-        out = PATHS[path](*inputs, None, bias=bias) if attend else sum(inputs)
-        out.sum().backward()
-
-    return seconds(go)
+    out = PATHS[path](*inputs, None, bias=bias) if attend else sum(inputs)
+    out.sum().backward()
 
 
 def main() -> None:
     arguments = parse_arguments("memory of attention over the length")
-    cases: dict[str, dict[str, dict[str, float]]] = {}
+    cases: dict[str, dict[str, float]] = {}
     for name, (path, bias) in CASES.items():
         cases[name] = {}
         for length in EXPLICIT_LENGTHS if path == "explicit" else LENGTHS:
             settings = (path, bias, length, arguments.threads)
             before = peak_memory_bytes(partial(run, *settings, attend=False))
             peak = peak_memory_bytes(partial(run, *settings))
-            time = run(*settings)
-            cases[name][str(length)] = {"megabytes": round((peak - before) / 1e6, 1), "seconds": round(time, 2)}
-            print(f"{name:<22}{length:>7}{(peak - before) / 1e6:10.1f} MB{time:9.2f} s", flush=True)
-    what = (
-        f"forward and backward of one sequence, {N_HEADS} heads of {HEAD_DIM}, fp32: memory beyond inputs and gradients"
-    )
+            cases[name][str(length)] = round((peak - before) / 1e6, 1)
+            print(f"{name:<22}{length:>7}{(peak - before) / 1e6:10.1f} MB", flush=True)
+    what = f"forward and backward, {N_HEADS} heads of {HEAD_DIM}, fp32: MB beyond inputs and gradients, over the length"
     write_proof("flash", {"what": what, "cases": cases}, arguments.out)
 
 
