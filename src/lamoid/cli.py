@@ -14,6 +14,7 @@ VERBS = {
     "tokenizer show": ("lamoid.recipes.show_tokenizer", "show, merge by merge, how a text becomes tokens"),
     "pretrain": ("lamoid.recipes.pretrain", "train a model on raw text, from the beginning"),
     "finetune": ("lamoid.recipes.finetune", "teach a model from examples: all weights, LoRA, QLoRA, adapters"),
+    "predict": ("lamoid.recipes.predict", "classes, tags or answers from a fine-tuned encoder"),
     "explain-batch": (
         "lamoid.recipes.explain_batch",
         "show which tokens of a real batch are trained, and what looks wrong",

@@ -34,6 +34,12 @@ def run(recipe: Recipe) -> int:
             "a model, --data and --out are needed, such as: lamoid finetune smollm2 --data chats.jsonl --out runs/mine"
         )
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
+        if recipe.task != "chat":
+            from lamoid.recipes.label import tune_encoder
+
+            code = tune_encoder(with_earlier(recipe, directory.path), directory, MAY_CHANGE)
+            say(f"the best model is in {recipe.out}; try: lamoid predict {recipe.out} texts.txt")
+            return code
         given, origin = with_earlier(recipe, directory.path), model_directory(recipe.model).absolute()
         model, tokenizer = load_with_tokenizer(origin, recipe.threads)
         data = read_data(given, origin, tokenizer, model.config.max_seq_len, say)

@@ -33,7 +33,7 @@ def fit(
     objective: Objective,
     *,
     evaluate: Evaluate,
-    sample: Callable[[], str],
+    sample: Callable[[], str] | None,
     identity: dict[str, Any],
 ) -> int:
     """Train to the end, to the patience's end, or to a signal; returns the exit code. Goes on from the newest checkpoint.
@@ -88,7 +88,7 @@ def fit(
         began_at = standing.progress.position
         display.step(report)
         step = standing.progress.step
-        if sample_every and step % sample_every == 0 and step < max_steps:
+        if sample is not None and sample_every and step % sample_every == 0 and step < max_steps:
             display.note(f"sample: {sample()}")
         return (step % eval_every == 0 or step == max_steps) and evaluate_and_save()
 

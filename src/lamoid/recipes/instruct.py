@@ -79,13 +79,15 @@ def choose(s: S, data: InstructData) -> S:
     rows = data.training
     steps = s.max_steps or max(math.ceil(s.epochs * rows.rows_per_epoch / (rows.batch_rows * s.accumulate)), 1)
     warmup = min(LLAMA2_WARMUP_STEPS, int(LARGEST_WARMUP_SHARE * steps)) if s.warmup_steps is None else s.warmup_steps
+    method = s.method or "lora"
     return replace(
         s,
+        method=method,
         context=rows.row_tokens,
         batch_rows=rows.batch_rows,
         max_steps=steps,
         warmup_steps=warmup,
-        learning_rate=s.learning_rate or LEARNING_RATES[s.method],
+        learning_rate=s.learning_rate or LEARNING_RATES[method],
         eval_every=s.eval_every or max(steps // 5, 1),
         sample_every=max(steps // 5, 1) if s.sample_every is None else s.sample_every,
     )

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lamoid.adapt.adapters import AdapterConfig, add_adapters
 from lamoid.adapt.lora import LoraConfig, add_lora
 from lamoid.adapt.nf4 import Nf4Config, quantize_base
 from lamoid.checkpoints.peft import read_adapter_state, write_adapter
+from lamoid.errors import UsageError
 from lamoid.models.llama import Llama
 from lamoid.recipes.resume import Form, whole_model
 from lamoid.recipes.settings import FinetuneSettings
@@ -17,7 +19,7 @@ LEARNING_RATES = {"full": 5e-5, "lora": 5e-4, "qlora": 5e-4, "houlsby": 1e-3}
 """Where none is given. What begins at zero may learn ten times faster than weights that know something already."""
 
 
-def adapt(model: Llama, s: FinetuneSettings) -> Llama:
+def adapt(model: nn.Module, s: FinetuneSettings) -> None:
     """Change a model in place into one whose trainable parameters are those of the method; the seed decides the new ones.
 
     Raises UsageError where nothing would be trainable, or for settings out of range.
@@ -25,24 +27,27 @@ def adapt(model: Llama, s: FinetuneSettings) -> Llama:
     torch.manual_seed(s.seed)
     model.to(getattr(torch, s.dtype))
     if s.method == "full":
-        return model
+        return
     if s.method == "houlsby":
         add_adapters(model, AdapterConfig(s.bottleneck, seed=s.seed))
-        return model
+        return
     if s.method == "qlora":
         quantize_base(model, Nf4Config(compute_dtype=s.dtype))
     add_lora(model, LoraConfig(s.rank, s.alpha, s.dropout, s.rslora, tuple(s.targets), s.seed))
-    return model
 
 
-def form_of(method: str, model: Llama, tokenizer: Tokenizer, origin: Path) -> Form:
+def form_of(method: str | None, model: nn.Module, tokenizer: Tokenizer, origin: Path) -> Form:
     """All weights where all are trained; otherwise a PEFT directory that names the model it stands on, `origin`."""
     if method == "full":
         return whole_model(model, tokenizer)
+    if not isinstance(model, Llama):
+        raise UsageError(
+            f"method is {method!r}, which is for Llamas; train a {type(model).__name__} with --method full"
+        )
     return Form(lambda folder: write_adapter(folder, model, tokenizer, origin), read_adapter_state)
 
 
-def describe(model: Llama) -> str:
+def describe(model: nn.Module) -> str:
     """How many parameters are trained, and their share."""
     n_all = sum(p.numel() for p in model.parameters())
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

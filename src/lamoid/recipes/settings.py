@@ -109,8 +109,15 @@ class FinetuneSettings(TrainingSettings):
     model: str = option("", "a model directory or the name of a fetched model", positional=True)
     data: list[str] = option([], "conversations or examples: .jsonl, .json, .csv, .tsv or .txt files, compressed too")
     out: str = option("", "directory of the run; the same command goes on where it stopped")
-    method: str = option(
-        "lora", "what is trained, and what the frozen rest is kept in", choices=("full", "lora", "qlora", "houlsby")
+    task: str = option(
+        "chat",
+        "what is learned: answers, or with an encoder classes, tags, spans",
+        choices=("chat", "classify", "tokens", "span"),
+    )
+    method: str | None = option(
+        None,
+        "what is trained, and what the frozen rest is kept in (default: lora; full for an encoder)",
+        choices=("full", "lora", "qlora", "houlsby"),
     )
     epochs: float = option(3.0, "passes through the data, where --max-steps is not given")
     weight_decay: float = option(0.0, "weight decay of matrices; norms and biases have none")
@@ -125,7 +132,11 @@ class FinetuneSettings(TrainingSettings):
     train_on: str = option("all", "which of a conversation's answers are trained", choices=("all", "last"))
     long: str = option("cut", "what happens to a conversation that is longer than a row", choices=("cut", "drop"))
     template: str = option("", "llama-2, llama-3, or a .jinja file (default: the template that the model carries)")
-    heldout_share: float = option(0.05, "share of the conversations that is held out, at least one")
+    heldout_share: float = option(0.05, "share of the examples that is held out, at least one")
+    text_column: str = option("", "classify: the column of the text (default: recognised by its name)")
+    pair_column: str = option("", "classify: the column of a second text")
+    label_column: str = option("", "classify: the column of the label")
+    balance: bool = option(False, "classify, tokens: let rare labels weigh as much as frequent ones")
     skip_bad: bool = option(False, "count lines that cannot be read, and go on without them")
 
 

@@ -1,0 +1,239 @@
+"""`lamoid finetune --task`: an encoder learns classes of texts, tags of words, or spans that answer questions."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lamoid.checkpoints.run_directory import RunDirectory
+from lamoid.data.labelled import balanced_weights, describe_labels, encode_labelled, read_labelled, split_by_label
+from lamoid.data.padded import LabelledRows
+from lamoid.data.spans import Question, Windows, encode_questions, extract_answers, read_questions
+from lamoid.data.tagged import encode_tagged, read_tagged
+from lamoid.errors import DataError, UsageError
+from lamoid.models.heads import Encoder, HeadedEncoder, PooledEncoder, SequenceHead, TokenHead, attach_head
+from lamoid.nn.losses import IGNORED
+from lamoid.recipes.choose import LARGEST_WARMUP_SHARE, LLAMA2_WARMUP_STEPS
+from lamoid.recipes.evaluation import Evaluate, Evaluation
+from lamoid.recipes.fit import fit
+from lamoid.recipes.load import check_device, load, model_directory, set_threads
+from lamoid.recipes.methods import LEARNING_RATES, adapt, describe, form_of
+from lamoid.recipes.settings import FinetuneSettings
+from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.training.encoder_objectives import classes, span_logits, spans
+from lamoid.training.loop import Objective
+from lamoid.training.scores import accuracy, answer_f1, exact_match, macro_f1
+
+T = TypeVar("T")
+CONTEXT, BATCH_ROWS, OVERLAP_SHARE = 128, 16, 1 / 3
+HEADS = {"classify": "sequence", "tokens": "token", "span": "span"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows to train on and rows to measure by, the names of the labels, the objective, and what is measured beside its loss.
+
+    `figures(predictions)` takes, for each batch of held-out rows, what the head said about it.
+    """
+
+    training: LabelledRows
+    heldout: LabelledRows
+    labels: tuple[str, ...]
+    objective: Objective
+    figures: Callable[[Sequence[Tensor]], dict[str, float]]
+
+
+def tune_encoder(recipe: FinetuneSettings, directory: RunDirectory, may_change: set[str]) -> int:
+    """Read the data of the task, put its head on the encoder, train; returns the exit code."""
+    set_threads(recipe.threads)
+    origin = model_directory(recipe.model).absolute()
+    found, tokenizer = load(origin, dtype=torch.float32)
+    if tokenizer is None or not isinstance(found, Encoder | PooledEncoder | HeadedEncoder):
+        raise UsageError(
+            f"task {recipe.task} needs an encoder with a tokenizer, such as minilm; {recipe.model} is none"
+        )
+    context = recipe.context or min(CONTEXT if recipe.task != "span" else 3 * CONTEXT, found.config.max_seq_len)
+    if context > found.config.max_seq_len:
+        raise UsageError(f"context is {context}; the model reads at most {found.config.max_seq_len} tokens")
+    rows = recipe.batch_rows or BATCH_ROWS
+    own = replace(recipe, context=context, batch_rows=rows)
+    task = _TASKS[recipe.task](own, tokenizer, _labels_of(found), directory.notify)
+    model = _with_head(found, own, task)
+    chosen = _choose(own, task)
+    model.to(check_device(chosen.device))
+    adapt(model.encoder, chosen)
+    directory.notify(f"method: {chosen.method}; {describe(model)}")
+    directory.notify(
+        f"schedule: {chosen.max_steps:,} steps of {rows} rows; an epoch has {len(task.training.rows):,} rows"
+    )
+    settings = {name: value for name, value in asdict(chosen).items() if name not in may_change}
+    return fit(
+        chosen,
+        directory,
+        model,
+        form_of(chosen.method, model, tokenizer, origin),
+        task.training,
+        task.objective,
+        evaluate=_evaluate(model, task, span=recipe.task == "span"),
+        sample=None,
+        identity={"data": _key(task), "tokenizer": tokenizer.fingerprint(), **settings},
+    )
+
+
+def _labels_of(model: Any) -> tuple[str, ...]:
+    head = getattr(model, "head", None)
+    return head.labels if isinstance(head, SequenceHead | TokenHead) else ()
+
+
+def _with_head(model: Any, s: FinetuneSettings, task: Task) -> HeadedEncoder:
+    """The model itself where it has such a head already, with a new one otherwise."""
+    new = attach_head(model, HEADS[s.task], s.seed, task.labels)  # type: ignore[arg-type]
+    is_same = (
+        isinstance(model, HeadedEncoder) and type(model.head) is type(new.head) and _labels_of(model) == task.labels
+    )
+    return model if is_same else new
+
+
+def _choose(s: FinetuneSettings, task: Task) -> FinetuneSettings:
+    method = s.method or "full"
+    steps = s.max_steps or max(
+        math.ceil(s.epochs * len(task.training.rows) / (task.training.batch_rows * s.accumulate)), 1
+    )
+    warmup = max(int(LARGEST_WARMUP_SHARE * steps), 1)
+    return replace(
+        s,
+        method=method,
+        max_steps=steps,
+        warmup_steps=min(LLAMA2_WARMUP_STEPS, warmup) if s.warmup_steps is None else s.warmup_steps,
+        learning_rate=s.learning_rate or LEARNING_RATES[method],
+        eval_every=s.eval_every or max(steps // 5, 1),
+        sample_every=0,
+    )
+
+
+def _classify(s: FinetuneSettings, tokenizer: Tokenizer, known: Sequence[str], notify: Callable[[str], object]) -> Task:
+    assert s.context and s.batch_rows
+    found = read_labelled(
+        s.data,
+        text_column=s.text_column,
+        pair_column=s.pair_column,
+        label_column=s.label_column,
+        label_names=known,
+        skip_bad=s.skip_bad,
+        notify=notify,
+    )
+    notify(describe_labels(found.examples, found.label_names))
+    parts = split_by_label(found.examples, s.heldout_share, s.seed)
+    rows = [_rows(s, tokenizer, *encode_labelled(tokenizer, part, found.label_names, s.context)) for part in parts]
+    return _labelled_task(s, rows, found.label_names, notify)
+
+
+def _tokens(s: FinetuneSettings, tokenizer: Tokenizer, known: Sequence[str], notify: Callable[[str], object]) -> Task:
+    assert s.context
+    found = read_tagged(s.data, skip_bad=s.skip_bad, notify=notify)
+    parts = _split(found.examples, lambda example: "\0".join(example.words), s)
+    rows = [_rows(s, tokenizer, *encode_tagged(tokenizer, part, found.tag_names, s.context)) for part in parts]
+    return _labelled_task(s, rows, found.tag_names, notify)
+
+
+def _labelled_task(
+    s: FinetuneSettings, rows: Sequence[LabelledRows], names: Sequence[str], notify: Callable[[str], object]
+) -> Task:
+    """Classes of rows or of tokens: measured by accuracy and macro F1 over all that have a label."""
+    training, heldout = rows
+    notify(f"{len(training.rows):,} rows to train on, {len(heldout.rows):,} held out")
+    labels = np.concatenate([np.asarray(row) for row in training.labels])
+    counts = np.bincount(labels[labels != IGNORED], minlength=len(names))
+    weights = torch.tensor(balanced_weights(counts), dtype=torch.float32) if s.balance else None
+
+    def figures(logits: Sequence[Tensor]) -> dict[str, float]:
+        true = torch.cat([batch.labels.flatten() for batch in heldout.in_order()]).numpy()
+        said = torch.cat([part.argmax(-1).flatten() for part in logits]).cpu().numpy()
+        has_label = true != IGNORED
+        return {
+            "accuracy": accuracy(said[has_label], true[has_label]),
+            "macro_f1": macro_f1(said[has_label], true[has_label]),
+        }
+
+    return Task(training, heldout, tuple(names), classes(weights), figures)
+
+
+def _span(s: FinetuneSettings, tokenizer: Tokenizer, known: Sequence[str], notify: Callable[[str], object]) -> Task:
+    assert s.context
+    parts = _split(read_questions(s.data, skip_bad=s.skip_bad, notify=notify).questions, lambda q: q.context, s)
+    overlap = int(s.context * OVERLAP_SHARE)
+    made = [encode_questions(tokenizer, part, max_tokens=s.context, overlap=overlap) for part in parts]
+    notify(
+        f"{len(parts[0]):,} questions in {len(made[0].rows):,} windows to train on, {len(parts[1]):,} questions held out"
+    )
+    rows = [_rows(s, tokenizer, windows.rows, windows.labels) for windows in made]
+    return Task(rows[0], rows[1], (), spans, lambda logits: _span_figures(parts[1], made[1], logits))
+
+
+def _span_figures(questions: Sequence[Question], made: Windows, logits: Sequence[Tensor]) -> dict[str, float]:
+    lines = [line for batch in logits for line in batch.cpu().numpy()]
+    begins, ends = ([line[: len(row), i] for line, row in zip(lines, made.rows, strict=True)] for i in (0, 1))
+    answers = extract_answers(questions, made, begins, ends)
+    true = [[text for text, _ in question.answers] for question in questions]
+    return {
+        name: float(np.mean([score(answer.text, texts) for answer, texts in zip(answers, true, strict=True)]))
+        for name, score in (("exact_match", exact_match), ("f1", answer_f1))
+    }
+
+
+_TASKS = {"classify": _classify, "tokens": _tokens, "span": _span}
+
+
+def _rows(s: FinetuneSettings, tokenizer: Tokenizer, rows: Any, labels: Any) -> LabelledRows:
+    return LabelledRows(rows, labels, s.batch_rows or BATCH_ROWS, s.seed, tokenizer.special_id("pad") or 0)
+
+
+def _split(items: Sequence[T], text_of: Callable[[T], str], s: FinetuneSettings) -> tuple[list[T], list[T]]:
+    """Hold out about a share of the texts, at least one, by a hash of the text and the seed: equal ones go the same way."""
+    if not 0 < s.heldout_share < 1:
+        raise UsageError(f"the held-out share is {s.heldout_share}; it must be above 0 and below 1")
+    keys = [hashlib.blake2b(f"{s.seed}\0{text_of(item)}".encode(), digest_size=8).digest() for item in items]
+    ordered = sorted(set(keys))
+    if len(ordered) < 2:
+        raise DataError(
+            f"{len(items)} examples with one and the same text cannot be trained on and held out; give more"
+        )
+    heldout = set(ordered[: min(max(round(s.heldout_share * len(ordered)), 1), len(ordered) - 1)])
+    pairs = list(zip(items, keys, strict=True))
+    return [item for item, key in pairs if key not in heldout], [item for item, key in pairs if key in heldout]
+
+
+def _evaluate(model: HeadedEncoder, task: Task, *, span: bool) -> Evaluate:
+    @torch.no_grad()
+    def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
+        was_training, said, loss_sum, n_labels = model.training, list[Tensor](), 0.0, 0
+        model.eval()
+        for batch in task.heldout.in_order():
+            if should_stop():
+                break
+            loss, count = task.objective(model, batch)
+            loss_sum, n_labels = loss_sum + float(loss), n_labels + count
+            said.append(span_logits(model, batch) if span else logits_of(model, batch))
+        model.train(was_training)
+        return None if should_stop() else Evaluation(loss_sum / max(n_labels, 1), task.figures(said))
+
+    return evaluate
+
+
+def logits_of(model: HeadedEncoder, batch: Any) -> Tensor:
+    """What the head says about a batch."""
+    device = next(model.parameters()).device
+    return model(*(part.to(device) for part in (batch.input_ids, batch.attention_mask, batch.segment_ids)))
+
+
+def _key(task: Task) -> str:
+    digest = hashlib.sha256(repr(task.labels).encode())
+    for part in (task.training, task.heldout):
+        for row, labels in zip(part.rows, part.labels, strict=True):
+            digest.update(np.asarray(row.ids, dtype=np.int64).tobytes() + np.asarray(labels, dtype=np.int64).tobytes())
+    return digest.hexdigest()[:16]
