@@ -12,7 +12,7 @@ from lamoid.adapt.lora import LoraConfig, add_lora
 from lamoid.adapt.nf4 import SCALES, VALUES, Nf4Config, Nf4Linear, offsets_of, quantize, quantize_base
 from lamoid.errors import UsageError
 
-SIZES = [(1, 1), (1, 63), (3, 64), (5, 7), (7, 100), (130, 257), (64, 1000), (576, 1536), (257, 4096)]
+SIZES = [(1, 1), (1, 63), (3, 64), (5, 7), (7, 100), (64, 96), (130, 257), (64, 1000), (576, 1536), (257, 4096)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -71,8 +71,10 @@ def test_doubly_quantized_scales_are_those_of_bitsandbytes(shape: tuple[int, int
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("shape", SIZES)
 def test_weights_made_again_are_those_of_bitsandbytes(shape: tuple[int, int], double: bool, dtype: torch.dtype) -> None:
+    """Theirs as one long row: with AVX-512, 0.50.2 takes wrong scales where rows have 32 weights more than whole blocks."""
     weight = some_weights(shape, dtype)
-    expected = reference.dequantize_4bit(*reference.quantize_4bit(weight, quant_type="nf4", compress_statistics=double))
+    codes, state = reference.quantize_4bit(weight.view(1, -1), quant_type="nf4", compress_statistics=double)
+    expected = reference.dequantize_4bit(codes, state).view(shape)
     layer = in_nf4(weight, Nf4Config(double, str(dtype).removeprefix("torch.")))
     assert torch.equal(layer.weight, expected)
 

@@ -128,7 +128,7 @@ def attach(model: Llama, saved: SavedAdapter, *, dtype: torch.dtype | None = Non
     """
     own = dict(model.named_parameters())
     foreign = [name for name, tensor in saved.base_tensors.items() if not _same(own.get(_tied(model, name)), tensor)]
-    linears = {path for path, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    linears = {path for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Nf4Linear)}
     if isinstance(saved.method, LoraConfig):
         foreign += [f"{path}, which is not there" for path in saved.method.targets if path not in linears]
     if foreign:
