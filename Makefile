@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 KERNELS := setup.py $(wildcard src/lamoid/inference/native/*.[ch] src/lamoid/inference/native/build.py)
+PEERS := .venv/.installed-peers
 
-.PHONY: quickstart test check prove build clean
+.PHONY: quickstart test test-peers check prove build clean
 
 quickstart: $(STAMP)          ## train a small Llama on text that is on this machine, in a few minutes
 	$(BIN)/python -m lamoid.recipes.quickstart
@@ -13,14 +14,18 @@ quickstart: $(STAMP)          ## train a small Llama on text that is on this mac
 test: $(STAMP) check          ## everything that CI runs
 	$(BIN)/python -m pytest
 
+test-peers: $(PEERS)          ## what we write, in llama.cpp, which is built once (ten minutes)
+	$(BIN)/python -m pytest tests/peers
+
 check: $(STAMP)               ## seconds: style, types, the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_house.py
 
-prove: $(STAMP)               ## hours: long proofs and benchmarks; results go to docs/proofs/
+prove: $(PEERS)               ## hours: long proofs and benchmarks; results go to docs/proofs/
 	$(BIN)/python -m pytest tests -m "prove or not prove"
+	$(BIN)/python -m pytest tests/peers --out docs/proofs
 	$(BIN)/python -m benchmarks.pretraining --out docs/proofs
 	$(BIN)/python -m benchmarks.decoding --out docs/proofs
 	$(BIN)/python -m benchmarks.engine --out docs/proofs
@@ -36,3 +41,7 @@ $(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]'
+	touch $(PEERS)

@@ -1,5 +1,6 @@
 """Conversions there and back, their memory, what they leave behind, and `lamoid convert`."""
 
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 import transformers
 from tests.checkpoints.llamas import SCALED, SHAPES, TEMPLATE, random_llama
@@ -18,12 +20,13 @@ from lamoid.checkpoints.conversion import convert, open_model
 from lamoid.checkpoints.hf import read_model, write_model
 from lamoid.checkpoints.store import verify
 from lamoid.cli import main
-from lamoid.errors import CheckpointError, UsageError
+from lamoid.errors import CheckpointError, DataError, UsageError
 from lamoid.models.llama import LlamaConfig
+from lamoid.recipes.catalogue import models_directory
 from lamoid.tokenizers.bpe import train_bpe
 from lamoid.tokenizers.char import train_char
 from lamoid.tokenizers.gguf_vocabulary import PROBE, find_split, tokenizer_from_gguf, tokenizer_to_gguf
-from lamoid.tokenizers.sentencepiece import train_sentencepiece
+from lamoid.tokenizers.sentencepiece import read_sentencepiece, train_sentencepiece
 
 STRESS = [
     PROBE,
@@ -113,6 +116,46 @@ def test_the_pre_tokenizer_is_decided_from_the_pattern(smollm2: Path, tmp_path: 
         find_split(odd)
 
 
+def test_a_tokenizer_that_llama_cpp_would_understand_otherwise_is_refused() -> None:
+    """Each of these was seen there: other ids than the tokenizer's, once a control token made of a user's text."""
+    nul = train_char([PROBE + "\0"])
+    with pytest.raises(DataError, match=r"token '\\x00' has a U\+0000 in it"):
+        tokenizer_to_gguf(nul, nul.vocab_size)
+    for removes in (True, False):
+        native = train_natively(remove_extra_whitespaces=removes)
+        tokenizer = read_sentencepiece(native)
+        if removes:
+            with pytest.raises(DataError, match="removes extra spaces, which llama.cpp does not do"):
+                tokenizer_to_gguf(tokenizer, tokenizer.vocab_size)
+        else:
+            tokenizer_to_gguf(tokenizer, tokenizer.vocab_size)
+    injected = read_sentencepiece(train_natively("a</s p</s q</s", split_by_unicode_script=False))
+    with pytest.raises(DataError, match=r"pieces '</s' \+ '>' spell a special token"):
+        tokenizer_to_gguf(injected, injected.vocab_size)
+
+
+def train_natively(more: str = "", **settings: bool) -> bytes:
+    file = io.BytesIO()
+    normal = {"normalization_rule_name": "identity", "byte_fallback": True, "remove_extra_whitespaces": False}
+    options = {"model_type": "bpe", "vocab_size": 460, "minloglevel": 2} | normal | settings
+    lines = iter([*PROBE.split("\n") * 20, *[more] * 100])
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=file, **options)
+    return file.getvalue()
+
+
+def test_user_defined_tokens_part_a_text_as_in_llama_cpp() -> None:
+    """Each stretch between them has the space in front that the whole text has; tests/peers sees llama.cpp do it."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "▁a", "<t>"]
+    types = [2, 3, 3, *[6] * 256, 1, 1, 1, 4]
+    scores = [0.0] * 259 + [-2.0, -3.0, -1.0, 0.0]
+    metadata = {"model": "llama", "tokens": tokens, "token_type": types, "scores": scores}
+    tokenizer = tokenizer_from_gguf({f"tokenizer.ggml.{key}": value for key, value in metadata.items()})
+    assert tokenizer.encode("a<t>a<t> a", add_special_tokens=False) == [261, 262, 261, 262, 259, 261]
+    assert tokenizer.encode("<t>aa", add_special_tokens=False) == [262, 261, 260]
+    written = tokenizer_to_gguf(tokenizer, 263)
+    assert tokenizer_from_gguf(written).encode("a<t>a") == tokenizer.encode("a<t>a")
+
+
 def test_an_existing_target_is_left_alone(model_directory, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_text("mine")
     with pytest.raises(UsageError, match="exists"):
@@ -142,6 +185,18 @@ def test_the_command(model_directory, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["convert", str(tmp_path), str(tmp_path / "y.gguf")]) == 3
     assert main(["convert", str(source), str(tmp_path / "y"), "--dtype", "q4_0"]) == 2
     assert "hf can have f32, f16, bf16" in capsys.readouterr().err
+
+
+def test_a_fetched_model_is_converted_by_its_name(
+    model_directory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["convert", "smollm2", str(tmp_path / "x.gguf")]) == 3
+    assert "lamoid get smollm2" in capsys.readouterr().err
+    models_directory().mkdir(parents=True)
+    model_directory(SHAPES["tied"]).rename(models_directory() / "smollm2")
+    assert main(["convert", "smollm2", str(tmp_path / "x.gguf")]) == 0
+    assert open_model(tmp_path / "x.gguf").config == SHAPES["tied"]
 
 
 def test_a_writer_that_corrupts_leaves_nothing(

@@ -21,7 +21,7 @@ from lamoid.checkpoints.gguf_write import metadata
 from lamoid.errors import CheckpointError
 from lamoid.inference.sampling import Sampling
 from lamoid.models.llama import LlamaConfig
-from lamoid.nn.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
+from lamoid.nn.rope_scaling import DynamicNTKScaling, LinearScaling, Llama3Scaling, YarnScaling
 from lamoid.tokenizers.gguf_vocabulary import PROBE
 
 GREEDY = Sampling(temperature=0)
@@ -81,7 +81,7 @@ def test_reading_smollm2_says_what_the_file_says(smollm2: Path) -> None:
 
 @pytest.mark.parametrize(
     "scaling",
-    [LinearScaling(4.0), YarnScaling(4.0, 64), YarnScaling(8.0, 64, 16.0, 2.0, attention_factor=1.3)]
+    [LinearScaling(4.0), YarnScaling(4.0, 64), YarnScaling(8.0, 64, attention_factor=1.3)]
     + [Llama3Scaling(f, 1.0, 4.0, s) for f in (8.0, 32.0) for s in (64, 8192)]
     + [Llama3Scaling(3.0, 1.5, 2.5, 100)],
     ids=str,
@@ -191,12 +191,30 @@ def test_rows_that_are_no_whole_blocks_stay_f16_and_it_says_so(model_directory, 
     assert len(told) == 1 and "2 tensors stay F16" in told[0]
 
 
-def test_a_scaling_that_gguf_cannot_say_is_refused(model_directory) -> None:
-    from lamoid.nn.rope_scaling import DynamicNTKScaling
-
-    source = open_model(model_directory(replace(SHAPES["grouped"], rope_scaling=DynamicNTKScaling(2.0, 128))))
-    with pytest.raises(CheckpointError, match="rope_type is dynamic"):
+@pytest.mark.parametrize(
+    ("scaling", "reason"),
+    [
+        (DynamicNTKScaling(2.0, 128), "rope_type is dynamic"),
+        (YarnScaling(4.0, 64, truncate=False), "truncate of rope_type yarn is False"),
+        (
+            YarnScaling(4.0, 64, beta_fast=16.0),
+            "beta_fast and beta_slow of rope_type yarn are 16 and 1, which llama.cpp",
+        ),
+        (YarnScaling(4.0, 64, beta_slow=2.5), r"are 32 and 2\.5, which llama\.cpp does not read from a file"),
+    ],
+)
+def test_a_scaling_that_gguf_cannot_say_is_refused(scaling, reason, model_directory) -> None:
+    source = open_model(model_directory(replace(SHAPES["grouped"], rope_scaling=scaling)))
+    with pytest.raises(CheckpointError, match=reason):
         metadata(source, "F32")
+
+
+def test_betas_that_another_converter_wrote_are_read(model_directory, tmp_path: Path) -> None:
+    config = replace(SHAPES["grouped"], rope_scaling=YarnScaling(4.0, 64))
+    convert(open_model(model_directory(config)), tmp_path / "x.gguf")
+    read = read_gguf(tmp_path / "x.gguf")
+    read.metadata.update({"llama.rope.scaling.yarn_beta_fast": 16.0, "llama.rope.scaling.yarn_beta_slow": 2.0})
+    assert config_from_gguf(read).rope_scaling == YarnScaling(4.0, 64, 16.0, 2.0)
 
 
 def test_the_tokenizer_is_read_without_torch(model_directory, tmp_path: Path) -> None:

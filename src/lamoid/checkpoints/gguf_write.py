@@ -140,14 +140,17 @@ def _scaling(config: LlamaConfig) -> dict[str, Any]:
         return {}
     if not s.truncate:
         raise CheckpointError("truncate of rope_type yarn is False, which GGUF cannot say; only True can be written")
+    if (s.beta_fast, s.beta_slow) != (32, 1):
+        raise CheckpointError(
+            f"beta_fast and beta_slow of rope_type yarn are {s.beta_fast:g} and {s.beta_slow:g}, which llama.cpp does not "
+            f"read from a file; only 32 and 1 can be written"
+        )
     magnitude = s.magnitude
     usual = YarnScaling(s.factor, s.original_max_seq_len).magnitude
     return {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": s.factor,
         "rope.scaling.original_context_length": s.original_max_seq_len,
-        "rope.scaling.yarn_beta_fast": s.beta_fast,
-        "rope.scaling.yarn_beta_slow": s.beta_slow,
         **({"rope.scaling.attn_factor": magnitude / usual} if magnitude != usual else {}),
     }
 

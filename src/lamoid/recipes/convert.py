@@ -19,7 +19,7 @@ class Recipe:
     The result is read again and compared with the source; a certificate lies beside it. If that fails, nothing does.
     """
 
-    source: str = option("", "the model: a directory or a .gguf file", positional=True)
+    source: str = option("", "the model: a directory, a .gguf file, or a fetched model's name", positional=True)
     target: str = option("", "what to write; a name that ends in .gguf makes that", positional=True)
     to: str | None = option(None, "the format (default: from the target's name)", choices=("hf", "gguf", "meta"))
     dtype: str | None = option(
@@ -34,12 +34,12 @@ class Recipe:
 def run(recipe: Recipe) -> int:
     """Open, write, compare, and say how much changed."""
     from lamoid.checkpoints.conversion import convert, open_model
-    from lamoid.recipes.load import set_threads
+    from lamoid.recipes.load import resolve, set_threads
 
     if not recipe.source or not recipe.target:
         raise UsageError("a source and a target are needed, such as: lamoid convert runs/mine mine.gguf --dtype q8_0")
     set_threads(recipe.threads)
-    source, target = open_model(Path(recipe.source).expanduser()), Path(recipe.target).expanduser()
+    source, target = open_model(resolve(recipe.source)), Path(recipe.target).expanduser()
     n_weights = sum(math.prod(shape) for shape in source.shapes.values())
     with tqdm(total=2 * n_weights, unit="w", unit_scale=True, desc="converting", delay=2, file=sys.stderr) as bar:
         dtype = recipe.dtype.upper() if recipe.dtype else None

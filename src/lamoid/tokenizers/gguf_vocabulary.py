@@ -17,7 +17,7 @@ from lamoid.tokenizers.byte_level import GPT_2, SPLITS, from_merges
 from lamoid.tokenizers.sentencepiece import SPACE, from_pieces
 from lamoid.tokenizers.templates import check_template
 from lamoid.tokenizers.tokenizer import Tokenizer
-from lamoid.tokenizers.vocabulary import TokenType
+from lamoid.tokenizers.vocabulary import TokenType, every_cut
 
 PREFIX, CHAT_TEMPLATE = "tokenizer.ggml.", "tokenizer.chat_template"
 ROLE_KEYS = {
@@ -89,7 +89,6 @@ def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
         add_bos=add_bos is not False,
         add_eos=add_eos,
         add_dummy_prefix=add_space is not False,
-        remove_extra_whitespaces=_flag(metadata, "remove_extra_whitespaces") or False,
     )
 
 
@@ -140,6 +139,8 @@ def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
     write = _pieces_to_gguf if model.get("byte_fallback") else _merges_to_gguf
     metadata = write(tokenizer, state, vocab_size) | _surroundings(tokenizer)
     metadata |= {ROLE_KEYS[role]: tokenizer.special_id(role) for role in tokenizer.specials}
+    if cut := [token for token in metadata["tokens"] if "\0" in token]:
+        raise DataError(f"token {cut[0]!r:.80} has a U+0000 in it, where llama.cpp ends a token; GGUF cannot say it")
     metadata = {PREFIX + key: value for key, value in metadata.items()}
     if tokenizer.chat_template is not None:
         metadata[CHAT_TEMPLATE] = tokenizer.chat_template
@@ -154,8 +155,17 @@ def _merges_to_gguf(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int
 
 
 def _pieces_to_gguf(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int) -> dict[str, Any]:
-    """Pieces with scores that order them as the merges do: the first to be merged has the highest."""
+    """Pieces with scores that order them as the merges do: the first to be merged has the highest.
+
+    llama.cpp keeps extra spaces of a text, and joins two pieces whenever they make a token, a control token too.
+    """
     tokens, types = _tokens(tokenizer, vocab_size), _types(tokenizer, state, vocab_size)
+    placed = [t for t, kind in zip(tokens, types, strict=True) if kind in (TokenType.CONTROL, TokenType.UNKNOWN)]
+    if spelled := every_cut(placed, set(tokens)):
+        raise DataError(
+            f"pieces {' + '.join(map(repr, spelled[0]))} spell a special token, which llama.cpp would make of a text; "
+            f"train the tokenizer without one of them"
+        )
     merged = list(dict.fromkeys(left + right for left, right in state["model"]["merges"]))
     rank = {token: i for i, token in enumerate(merged)}
     typed = list(zip(tokens, types, strict=True))
@@ -166,6 +176,8 @@ def _pieces_to_gguf(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
+    if ids("a  a") == ids("a a"):
+        raise DataError("the tokenizer removes extra spaces, which llama.cpp does not do with SentencePiece BPE")
     return {
         "model": "llama",
         "pre": "default",
@@ -173,7 +185,6 @@ def _pieces_to_gguf(tokenizer: Tokenizer, state: dict[str, Any], vocab_size: int
         "scores": scores,
         "token_type": types,
         "add_space_prefix": bool(ids("a")) and tokens[ids("a")[0]].startswith(SPACE),
-        "remove_extra_whitespaces": ids("a  a") == ids("a a"),
     }
 
 

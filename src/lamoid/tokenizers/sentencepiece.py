@@ -108,17 +108,16 @@ def from_pieces(
     add_bos: bool = True,
     add_eos: bool = False,
     add_dummy_prefix: bool = True,
-    remove_extra_whitespaces: bool = False,
 ) -> Tokenizer:
     """A tokenizer from pieces in the order of their ids, as GGUF files of kind `llama` hold them.
 
     `types` are TokenType numbers; `special_ids` gives the id of each role, such as {"bos": 1, "eos": 2, "unk": 0}.
+    They mean what llama.cpp makes of them: user-defined tokens are cut out of a text first, and each stretch between
+    them gets the dummy prefix; after a SentencePiece file only the text as a whole gets it. Extra spaces are kept.
     Raises DataError for a vocabulary that contradicts itself.
     """
-    pieces = Pieces(
-        list(tokens), list(scores), list(types), dict(special_ids), add_dummy_prefix, remove_extra_whitespaces
-    )
-    return _build(pieces, None, add_bos=add_bos, add_eos=add_eos)
+    pieces = Pieces(list(tokens), list(scores), list(types), dict(special_ids), add_dummy_prefix, False)
+    return _build(pieces, None, add_bos=add_bos, add_eos=add_eos, cut_first=True)
 
 
 def _build(
@@ -128,6 +127,7 @@ def _build(
     add_bos: bool = True,
     add_eos: bool = False,
     underline_is_space: bool = True,
+    cut_first: bool = False,
 ) -> Tokenizer:
     tokens, scores = pieces.tokens, pieces.scores
     check_tokens(tokens)
@@ -157,12 +157,12 @@ def _build(
         )
         backend = runtime.Tokenizer(model)
     space = SPACE if underline_is_space else " "
-    steps = list(_normalizers(pieces, user_defined, space))
+    steps = list(_normalizers(pieces, [] if cut_first else user_defined, space))
     if steps:
         backend.normalizer = normalizers.Sequence(steps)
     backend.decoder = decoders.Sequence(list(_decoders(pieces, None if byte_fallback else unknown, space)))
     backend.add_special_tokens([runtime.AddedToken(token, special=True, normalized=False) for token in special])
-    backend.add_tokens([runtime.AddedToken(token, special=False, normalized=True) for token in user_defined])
+    backend.add_tokens([runtime.AddedToken(token, special=False, normalized=not cut_first) for token in user_defined])
     surround(backend, specials, add_bos=add_bos, add_eos=add_eos)
     return Tokenizer(backend, specials, {NATIVE_FILE: data} if data is not None else None)
 
