@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import NDArray
 
 from lamoid.checkpoints.gguf import GGUFTensor, dequantize
@@ -25,6 +24,16 @@ from lamoid.nn.rope_scaling import rope_table
 CHUNK_TOKENS = 128
 """Tokens of prompts that take a step together: enough to use each weight often, few enough to stay in the cache."""
 _HUGE_PAGE = 2**21
+
+
+def huge_memory(n_bytes: int) -> mmap.mmap:
+    """Zeros of this process alone, in huge pages where the system has them."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, n_bytes)
+    memory = mmap.mmap(-1, -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
 
 
 class NativeModel:
@@ -67,8 +76,8 @@ class NativeModel:
 
     def forward(
         self, ids: Sequence[int], positions: Sequence[int], tables: Sequence["PageTable"], outputs: Sequence[int]
-    ) -> Float[np.ndarray, "outputs V"]:
-        """One step of these tokens, each at its position of a sequence whose cache is the table; logits after `outputs`."""
+    ) -> NDArray[np.float32]:
+        """One step of these tokens, each at its position of the sequence with this cache; logits after `outputs`, (n, V)."""
         n, logits = len(ids), np.empty((len(outputs), self._padded_vocab), np.float32)
         embedded = dequantize(self._embedding, np.asarray(ids))
         where, wanted = np.array(positions, np.int32), np.array(outputs, np.int32)
@@ -103,10 +112,7 @@ class NativeModel:
         """Memory for all panels at once, in huge pages where the system has them: fewer look-ups of addresses."""
         untied = "" if self.config.tied_embeddings else "embedding.weight"  # read by rows, from the file
         n_bytes = sum(self._packed_bytes(t) for name, t in self.weights.tensors.items() if name != untied)
-        arena = mmap.mmap(-1, -(-n_bytes // _HUGE_PAGE) * _HUGE_PAGE + _HUGE_PAGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            arena.madvise(mmap.MADV_HUGEPAGE)
-        return arena
+        return huge_memory(n_bytes + 64)
 
     def _packed_bytes(self, t: GGUFTensor) -> int:
         if len(t.shape) < 2:
@@ -217,8 +223,8 @@ class NativeDecoder:
         self._pages = Pages(model.page_bytes)
         self._tables: list[PageTable] = []
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> Float[np.ndarray, "B V"]:
-        """Read the prompts; returns the logits of the token after each."""
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Read the prompts; returns the logits of the token after each, (B, V)."""
         old, self._tables = self._tables, []
         logits = np.empty((len(prompts), self.vocab_size), np.float32)
         waiting: list[tuple[int, PageTable, list[int]]] = []
@@ -247,8 +253,8 @@ class NativeDecoder:
                 table.release()
         return logits
 
-    def step(self, ids: Sequence[int]) -> Float[np.ndarray, "B V"]:
-        """Append one token to each sequence; returns the logits of the next."""
+    def step(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append one token to each sequence; returns the logits of the next, (B, V)."""
         positions = [table.extend([index])[0] for table, index in zip(self._tables, ids, strict=True)]
         logits = self.model.forward(ids, positions, self._tables, range(len(ids)))
         for table, position in zip(self._tables, positions, strict=True):
@@ -256,8 +262,8 @@ class NativeDecoder:
                 table.remember()
         return logits
 
-    def step_many(self, ids: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        """Append several tokens to the only sequence; returns the logits after each."""
+    def step_many(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Append several tokens to the only sequence; returns the logits after each, (T, V)."""
         (table,) = self._tables
         positions = table.extend(ids)
         return self.model.forward(ids, positions, [table] * len(ids), range(len(ids)))
@@ -275,8 +281,8 @@ class NativeDecoder:
                 table.release()
         self._tables = [self._tables[row] for row in rows]
 
-    def logits(self, ids: Sequence[int]) -> Float[np.ndarray, "T V"]:
-        """The logits after every one of these ids, read as a new sequence that is forgotten afterwards."""
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """The logits after every one of these ids, (T, V), read as a new sequence that is forgotten afterwards."""
         if len(ids) > self.max_seq_len:
             raise UsageError(f"{len(ids)} tokens exceed the context of {self.max_seq_len}; give fewer")
         table, parts = PageTable(self._pages), []

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import NDArray
 
 from lamoid.errors import UsageError
 
@@ -49,7 +49,7 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(seed))
 
-    def choose(self, logits: Float[np.ndarray, " V"], previous: Sequence[int]) -> int:
+    def choose(self, logits: NDArray[np.floating], previous: Sequence[int]) -> int:
         """The next id after `previous` (prompt and output so far)."""
         logits = penalise_repetition(logits, previous, self._sampling.repetition_penalty)
         if self._sampling.temperature == 0:
@@ -59,9 +59,7 @@ class Sampler:
         return int(np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right"))
 
 
-def penalise_repetition(
-    logits: Float[np.ndarray, " V"], previous: Sequence[int], penalty: float
-) -> Float[np.ndarray, " V"]:
+def penalise_repetition(logits: NDArray[np.floating], previous: Sequence[int], penalty: float) -> NDArray[np.floating]:
     """z / penalty where z > 0 and z · penalty where z < 0, for every id in `previous`; a new array."""
     if penalty == 1 or not len(previous):
         return logits
@@ -71,7 +69,7 @@ def penalise_repetition(
     return logits
 
 
-def filtered_probabilities(logits: Float[np.ndarray, " V"], sampling: Sampling) -> Float[np.ndarray, " V"]:
+def filtered_probabilities(logits: NDArray[np.floating], sampling: Sampling) -> NDArray[np.floating]:
     """softmax(z / temperature) after top-k, top-p and min-p; what is filtered out has probability 0."""
     with np.errstate(over="ignore"):  # a tiny temperature leaves only the largest, here 0, above -inf
         scaled = (logits.astype(np.float64) - logits.max()) / sampling.temperature
@@ -84,13 +82,13 @@ def filtered_probabilities(logits: Float[np.ndarray, " V"], sampling: Sampling) 
     return np.exp(log_softmax(scaled))
 
 
-def log_softmax(logits: Float[np.ndarray, "*rest V"]) -> Float[np.ndarray, "*rest V"]:
+def log_softmax(logits: NDArray[np.floating]) -> NDArray[np.floating]:
     """z − log Σ exp z over the last axis, in fp64."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def _keep_top_p(logits: Float[np.ndarray, " V"], top_p: float) -> Float[np.ndarray, " V"]:
+def _keep_top_p(logits: NDArray[np.floating], top_p: float) -> NDArray[np.floating]:
     order = np.argsort(-logits, kind="stable")
     probabilities = np.exp(log_softmax(logits[order]))
     before = probabilities.cumsum() - probabilities

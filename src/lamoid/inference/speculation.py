@@ -8,7 +8,7 @@ on the guesses, however it is sampled. Source: Leviathan et al. 2023; drafts fro
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import NDArray
 
 from lamoid.inference.engine import NativeDecoder
 
@@ -29,7 +29,7 @@ class SpeculatingDecoder:
         self._waiting: list[np.ndarray] = []  # the logits behind each guess
         self._is_alone, self._most = False, 4
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> Float[np.ndarray, "B V"]:
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Read the prompts; returns the logits of the token after each."""
         self._forget_guesses()
         self._is_alone, self._ids, self._next = len(prompts) == 1, [], {}
@@ -38,7 +38,7 @@ class SpeculatingDecoder:
                 self._append(index)
         return self.decoder.prefill(prompts)
 
-    def step(self, ids: Sequence[int]) -> Float[np.ndarray, "B V"]:
+    def step(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Append one token to each sequence; returns the logits of the next."""
         if not self._is_alone:
             return self.decoder.step(ids)

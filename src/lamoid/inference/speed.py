@@ -1,13 +1,12 @@
 """How fast the native engine is on this machine, and how fast it could be: memory is the limit of decoding."""
 
-import mmap
 import statistics
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from lamoid.inference.engine import NativeDecoder
+from lamoid.inference.engine import NativeDecoder, huge_memory
 from lamoid.inference.native.library import Team
 
 _READ_BYTES = 2**28
@@ -58,10 +57,7 @@ def measure_speed(decoder: NativeDecoder, n_prompt: int, n_new: int, n_rounds: i
 
 def memory_read_rate(team: Team, repeats: int = 8) -> float:
     """The most bytes per second at which a team's threads together read memory, in huge pages where there are some."""
-    memory = mmap.mmap(-1, _READ_BYTES)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    numbers = np.frombuffer(memory, np.uint8)
+    numbers = np.frombuffer(huge_memory(_READ_BYTES), np.uint8)
     numbers[:] = 1
     best = 0.0
     for _ in range(repeats):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ RopeScaling = LinearScaling | DynamicNTKScaling | YarnScaling | Llama3Scaling
 
 def rope_table(
     head_dim: int, base: float, scaling: RopeScaling | None, first: int, n_positions: int
-) -> tuple[Float[np.ndarray, "n half"], Float[np.ndarray, "n half"]]:
-    """cos and sin of m·θᵢ for positions m from `first` on, float32, as `nn.positions.RoPE` gives them.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """cos and sin of m·θᵢ for positions m from `first` on, each (n_positions, E/2), as `nn.positions.RoPE` gives them.
 
     Not for frequencies that depend on the length (DynamicNTKScaling).
     """
@@ -134,7 +134,7 @@ def rope_table(
     return np.cos(angles) * np.float32(magnitude), np.sin(angles) * np.float32(magnitude)
 
 
-def numpy_frequencies(head_dim: int, base: float) -> Float[np.ndarray, " half"]:
-    """θᵢ = base^(−2i/E), i = 0 … E/2 − 1, float32."""
+def numpy_frequencies(head_dim: int, base: float) -> NDArray[np.float32]:
+    """θᵢ = base^(−2i/E), i = 0 … E/2 − 1, (E/2,)."""
     exponents = np.arange(0, head_dim, 2).astype(np.float32) / np.float32(head_dim)
     return np.float32(1) / np.float32(base) ** exponents

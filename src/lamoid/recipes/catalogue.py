@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lamoid.errors import DataError, UsageError
-from lamoid.recipes.prepare import cache_directory
+from lamoid.recipes.cache import cache_directory
 
 FACTS_FILE = "fetched.json"
 _HUB_NAME = re.compile(r"hf:([A-Za-z0-9][\w.-]*)/([A-Za-z0-9][\w.-]*)", re.ASCII)

@@ -23,7 +23,7 @@ def load_engine(path: str | Path, *, threads: int | None = None) -> "tuple[Nativ
     """
     from lamoid.checkpoints.gguf import read_gguf
     from lamoid.inference.engine import NativeDecoder, NativeModel
-    from lamoid.inference.native.library import Team
+    from lamoid.inference.native.library import Team, give_back_memory
     from lamoid.inference.weights import weights_of_directory, weights_of_gguf
     from lamoid.tokenizers.gguf_vocabulary import tokenizer_from_gguf
 
@@ -36,13 +36,16 @@ def load_engine(path: str | Path, *, threads: int | None = None) -> "tuple[Nativ
     else:
         opened = read_gguf(file)
         weights = weights_of_gguf(opened)
-        tokenizer = tokenizer_from_gguf(opened.metadata) if file == found else find_tokenizer(found)
+        tokenizer = tokenizer_from_gguf(opened.metadata)
+        del opened
     if tokenizer is not None and tokenizer.vocab_size > weights.config.vocab_size:
         raise DataError(
             f"{path}: the tokenizer has {tokenizer.vocab_size} ids, the model only {weights.config.vocab_size}; "
             f"they do not belong together"
         )
-    return NativeDecoder(NativeModel(weights, team)), tokenizer
+    decoder = NativeDecoder(NativeModel(weights, team))
+    give_back_memory()
+    return decoder, tokenizer
 
 
 def open_decoder(

@@ -6,7 +6,6 @@ The stores lie in the user's cache, each in a folder named by a hash of everythi
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from lamoid.data.sources import Source, find_sources
 from lamoid.errors import DataError
+from lamoid.recipes.cache import cache_directory
 from lamoid.recipes.progress import progress
 from lamoid.recipes.tokenizer_kinds import train
 from lamoid.tokenizers.bpe import affordable_bytes
@@ -69,11 +69,6 @@ def encode_documents(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[in
     """Ids of each text behind a begin-of-text token, which gives its first token something to stand behind."""
     begin = tokenizer.special_id("bos")
     return [[begin, *ids] if begin is not None else ids for ids in tokenizer.encode_many(texts)]
-
-
-def cache_directory() -> Path:
-    """Where stores and fetched models are kept: $XDG_CACHE_HOME/lamoid, or ~/.cache/lamoid."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "lamoid"
 
 
 def measure(data: Sequence[str]) -> tuple[list[Source], int]:
