@@ -14,7 +14,7 @@ from lamoid.checkpoints.conversion import convert, open_model
 from lamoid.checkpoints.hf import write_model
 from lamoid.checkpoints.source import load
 from lamoid.models.llama import LlamaConfig
-from lamoid.nn.positions import LinearScaling, Llama3Scaling, YarnScaling
+from lamoid.nn.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from lamoid.tokenizers.bpe import train_bpe
 from lamoid.tokenizers.gguf_vocabulary import PROBE
 from lamoid.tokenizers.tokenizer import Tokenizer
