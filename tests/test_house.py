@@ -146,7 +146,7 @@ def test_rows_name_tests_that_exist():
         assert (ROOT / file).is_file(), f"docs/rows.md names {file}, which is not there"
         if test:
             assert re.search(rf"def {test}\b", (ROOT / file).read_text(encoding="utf-8")), f"{file} has no {test}"
-    for command in re.findall(r"`lamoid ([a-z]+(?: (?:train|show))?)", text):
+    for command in re.findall(r"`lamoid ([a-z-]+(?: (?:train|show))?)", text):
         assert command in VERBS, f"docs/rows.md names lamoid {command}, which is no verb"
     for proof in re.findall(r"`(docs/proofs/[\w.-]+)`", text):
         assert (ROOT / proof).is_file(), f"docs/rows.md names {proof}, which is not there"

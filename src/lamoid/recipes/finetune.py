@@ -23,7 +23,7 @@ def run(recipe: Recipe) -> int:
     from lamoid.checkpoints.run_directory import RunDirectory
     from lamoid.recipes.evaluation import on_answers
     from lamoid.recipes.fit import fit
-    from lamoid.recipes.instruct import answer, choose, read_data
+    from lamoid.recipes.instruct import answer, choose, read_data, show_first
     from lamoid.recipes.load import check_device, load_with_tokenizer, model_directory
     from lamoid.recipes.methods import adapt, describe, form_of
     from lamoid.recipes.resume import with_earlier
@@ -43,6 +43,7 @@ def run(recipe: Recipe) -> int:
         given, origin = with_earlier(recipe, directory.path), model_directory(recipe.model).absolute()
         model, tokenizer = load_with_tokenizer(origin, recipe.threads)
         data = read_data(given, origin, tokenizer, model.config.max_seq_len, say)
+        show_first(data, tokenizer, say)
         chosen = choose(given, data)
         adapt(model.to(check_device(chosen.device)), chosen)
         model.gradient_checkpointing = chosen.gradient_checkpointing

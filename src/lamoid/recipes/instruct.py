@@ -13,6 +13,8 @@ from lamoid.data.packing import PackedConversations
 from lamoid.errors import UsageError
 from lamoid.inference.decoder import TorchDecoder
 from lamoid.inference.generate import generate
+from lamoid.inspect.batch_picture import legend, lines
+from lamoid.inspect.batch_view import view_batch
 from lamoid.models.llama import Llama
 from lamoid.recipes.choose import LARGEST_WARMUP_SHARE, LLAMA2_WARMUP_STEPS
 from lamoid.recipes.conversation import find_encoder, find_end_ids
@@ -72,6 +74,18 @@ def _key(examples: list[Example]) -> str:
     for example in examples:
         digest.update(example.ids.tobytes() + example.trained.tobytes() + b"|")
     return digest.hexdigest()[:16]
+
+
+def show_first(data: InstructData, tokenizer: Tokenizer, notify: Callable[[str], object]) -> None:
+    """The first example as the model will see it, what is trained marked."""
+    example = data.training.examples[0]
+    batch, _ = PackedConversations([example], len(example), 1, 0)((0, 0))
+    assert batch.segment_ids is not None
+    ids, labels, segments = (part.numpy() for part in (batch.input_ids, batch.labels, batch.segment_ids))
+    view = view_batch(ids, labels, segments, tokenizer, [[example]])
+    notify(f"the first example ({legend(colour=False)}):")
+    for line in lines(view, colour=False):
+        notify(line)
 
 
 def choose(s: S, data: InstructData) -> S:

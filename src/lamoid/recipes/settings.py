@@ -107,7 +107,9 @@ class FinetuneSettings(TrainingSettings):
     """The settings of fine-tuning."""
 
     model: str = option("", "a model directory or the name of a fetched model", positional=True)
-    data: list[str] = option([], "conversations or examples: .jsonl, .json, .csv, .tsv or .txt files, compressed too")
+    data: list[str] = option(
+        [], "conversations (.jsonl, .json, .txt); for a task labelled examples (.csv, .tsv, .jsonl, .conll)"
+    )
     out: str = option("", "directory of the run; the same command goes on where it stopped")
     task: str = option(
         "chat",
