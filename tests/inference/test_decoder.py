@@ -6,6 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lamoid.adapt.adapters import AdapterConfig, add_adapters
+from lamoid.adapt.lora import LoraConfig, add_lora
+from lamoid.adapt.nf4 import Nf4Config, quantize_base
 from lamoid.inference.decoder import TorchDecoder, _Product
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.nn.rope_scaling import DynamicNTKScaling, Llama3Scaling, RopeScaling, YarnScaling
@@ -192,6 +195,61 @@ def test_a_product_leaves_other_kinds_of_layer_to_themselves(set_threads: SetThr
     set_threads(2)
     linear, x = Doubled(13, 30), torch.randn(1, 13)
     torch.testing.assert_close(_Product(linear)(x), linear(x))
+
+
+def adapted(name: str, **changes: Any) -> Llama:
+    """A model with a method's layers, whose new weights are not zero."""
+    model = a_model(**changes)
+    if "NF4" in name:
+        quantize_base(model, Nf4Config(compute_dtype="bfloat16" if "bfloat16" in name else "float32"))
+    if "LoRA" in name:
+        targets = ("q_proj", "down_proj", "lm_head") if "some" in name else ("all-linear",)
+        add_lora(model, LoraConfig(rank=3, dropout=0.0 if "some" in name else 0.1, targets=targets))
+    if "adapters" in name:
+        behind = ("o_proj", "down_proj") if name == "adapters" else ("q_proj", "up_proj", "lm_head")
+        add_adapters(model, AdapterConfig(5, behind=behind))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.2)
+    return model
+
+
+ADAPTED = ["LoRA", "LoRA on some", "NF4", "NF4 with LoRA", "adapters", "adapters elsewhere"]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("name", ADAPTED)
+@pytest.mark.parametrize("shape", ["biases", "even", "dynamic", "tied"])
+def test_an_adapted_model_is_decoded_as_it_is(name: str, shape: str, threads: int, set_threads: SetThreads) -> None:
+    set_threads(threads)
+    model = adapted(name, **CONFIGS[shape])
+    ids, logits = decode_greedily(model, PROMPTS, 6)
+    for row, prompt in enumerate(PROMPTS):
+        for step in range(6):
+            assert_close(logits[row, step], last_logits(model, [*prompt, *ids[row][:step]]))
+    assert np.ptp(logits[:, 0], axis=0).max() > 0.1  # the prompts matter
+
+
+def test_products_in_bfloat16_are_decoded_in_float32(set_threads: SetThreads) -> None:
+    """From the weights that they are made with, rounded to bfloat16; what is left is the rounding of x."""
+    set_threads(2)
+    model = adapted("NF4 in bfloat16 with LoRA", **CONFIGS["even"])
+    ids, logits = decode_greedily(model, [[5, 6, 7]], 4)
+    for step in range(5):
+        assert_close(logits[0, step], last_logits(model, [5, 6, 7, *ids[0][:step]]), 1e-4 if step == 0 else 0.03)
+
+
+@pytest.mark.parametrize("name", ["LoRA", "NF4 with LoRA"])
+def test_an_adapted_bf16_model_is_decoded(name: str, set_threads: SetThreads) -> None:
+    set_threads(2)
+    small = a_model(**CONFIGS["even"]).bfloat16()
+    if "NF4" in name:
+        quantize_base(small, Nf4Config(compute_dtype="bfloat16"))
+    add_lora(small, LoraConfig(rank=3))
+    logits = decode_greedily(small, [[5, 6, 7]], 4)[1]
+    assert np.abs(logits[0, 0] - last_logits(small, [5, 6, 7])).max() < 0.05 * np.abs(logits).max()
+    assert logits.dtype == np.float32 and np.isfinite(logits).all()
 
 
 def test_it_leaves_no_gradients_and_sets_evaluation_mode() -> None:

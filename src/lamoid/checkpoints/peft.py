@@ -77,6 +77,7 @@ def write_adapter(directory: Path, model: Llama, tokenizer: Tokenizer | None, ba
         config = _lora_to_peft(lora.config, _names_of_targets(model))
     elif houlsby is not None:
         config = {"peft_type": HOULSBY, **dataclasses.asdict(houlsby.adapter.config)}
+        config.pop("seed")  # it decided the first weights, which are not there any more
     else:
         raise UsageError("the model has no LoRA and no adapters; write it whole")
     where = {"base_model_name_or_path": str(base.resolve()), "task_type": "CAUSAL_LM", "inference_mode": True}
@@ -178,17 +179,23 @@ _NOTHING: tuple[Any, ...] = (None, False, [], {}, "none")
 def _method(raw: dict[str, Any], state: dict[str, Tensor]) -> LoraConfig | AdapterConfig:
     kind = raw.get("peft_type")
     if kind == HOULSBY:
-        known = {f.name: raw[f.name] for f in dataclasses.fields(AdapterConfig) if f.name in raw}
-        lists = {
-            name: tuple(map(str, known[name])) for name in ("behind", "norms") if isinstance(known.get(name), list)
-        }
-        config = AdapterConfig(**(known | lists))
-        widths = {t.shape[0] for name, t in state.items() if name.endswith(".adapter.down.weight")}
-        if widths != {config.bottleneck}:
-            raise CheckpointError(f"bottleneck is {config.bottleneck}, but {TENSORS_FILE} holds {sorted(widths)}")
-        return config
+        return _houlsby(raw, state)
     if kind != LORA:
         raise CheckpointError(f"peft_type is {kind!r}; only {LORA} and {HOULSBY} can be read")
+    return _lora(raw, state)
+
+
+def _houlsby(raw: dict[str, Any], state: dict[str, Tensor]) -> AdapterConfig:
+    for name in ("behind", "norms"):
+        if not isinstance(raw.get(name), list) or not all(isinstance(item, str) for item in raw[name]):
+            raise CheckpointError(f"{name} is {raw.get(name)!r:.80}; it must be a list of names")
+    widths = sorted({t.shape[0] for name, t in state.items() if name.endswith(".adapter.down.weight")})
+    if widths != [raw.get("bottleneck")]:
+        raise CheckpointError(f"bottleneck is {raw.get('bottleneck')!r:.80}, but {TENSORS_FILE} holds {widths}")
+    return AdapterConfig(widths[0], tuple(raw["behind"]), tuple(raw["norms"]))
+
+
+def _lora(raw: dict[str, Any], state: dict[str, Tensor]) -> LoraConfig:
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
         raise CheckpointError(f"task_type is {raw['task_type']!r}; only CAUSAL_LM can be read")
     if raw.get("init_lora_weights") not in _HARMLESS_BEGINNINGS:
@@ -199,7 +206,7 @@ def _method(raw: dict[str, Any], state: dict[str, Tensor]) -> LoraConfig | Adapt
     for name in raw.keys() - _UNDERSTOOD - _WITHOUT_CONSEQUENCE - {"init_lora_weights"}:
         if raw[name] not in _NOTHING:
             raise CheckpointError(f"{name} is {raw[name]!r}, which this LoRA cannot represent; merge it with peft")
-    rank, alpha, dropout = raw.get("r", 8), raw.get("lora_alpha", 8), raw.get("lora_dropout", 0.0)
+    alpha, dropout = raw.get("lora_alpha", 8), raw.get("lora_dropout", 0.0)
     for name, value in (("lora_alpha", alpha), ("lora_dropout", dropout)):
         if type(value) not in (int, float) or not math.isfinite(value):
             raise CheckpointError(f"{name} is {value!r}; it must be a finite number")
@@ -207,12 +214,10 @@ def _method(raw: dict[str, Any], state: dict[str, Tensor]) -> LoraConfig | Adapt
     odd = [name for name in state if not name.endswith((".lora_A", ".lora_B"))]
     if odd or not paths:
         raise CheckpointError(f"{TENSORS_FILE} holds {', '.join(odd[:5]) or 'nothing'}; expected are lora_A and lora_B")
-    ranks = {t.shape[0] if name.endswith("A") else t.shape[-1] for name, t in state.items() if t.dim() == 2}
-    if ranks != {rank}:
-        raise CheckpointError(
-            f"r is {rank!r}, but {TENSORS_FILE} holds LoRA of rank {', '.join(map(str, sorted(ranks)))}"
-        )
-    return LoraConfig(rank, float(alpha), float(dropout), raw.get("use_rslora") is True, paths)
+    ranks = sorted({t.shape[0] if name.endswith("A") else t.shape[-1] for name, t in state.items() if t.dim() == 2})
+    if ranks != [raw.get("r", 8)]:
+        raise CheckpointError(f"r is {raw.get('r', 8)!r:.80}, but {TENSORS_FILE} holds LoRA of rank {ranks}")
+    return LoraConfig(ranks[0], float(alpha), float(dropout), raw.get("use_rslora") is True, paths)
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
