@@ -196,6 +196,16 @@ def test_chinese_is_hidden_too_where_words_are_whole(tokenizer):
     assert 0 < (labels != IGNORED).sum() <= round(0.15 * len(ids))
 
 
+def test_a_word_ends_at_a_special_token(wordpiece):
+    """Where running text crosses from one document to the next, or is cut inside a word."""
+    going_on = wordpiece.encode("zxqzx", add_special_tokens=False)[1]
+    assert not word_beginnings(wordpiece)[going_on]
+    ids = np.array([2, going_on, 3, going_on, going_on, 3, going_on, 3])
+    masking = make_masking(wordpiece, whole_words=True, rate=0.25)  # one of four tokens
+    seen = {tuple(np.flatnonzero(masking(ids, epoch, 0)[1] != IGNORED).tolist()) for epoch in range(60)}
+    assert seen == {(1,), (6,)}
+
+
 def test_one_long_word_is_hidden_in_part(wordpiece):
     ids = np.array([2, *wordpiece.encode("zxqzxqzxqzxqzxqzxq", add_special_tokens=False), 3])
     assert len(ids) > 8 and not word_beginnings(wordpiece)[ids[2:-1]].any()

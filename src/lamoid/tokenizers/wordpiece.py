@@ -26,14 +26,14 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, *, cased: bool = Fals
     """Learn a vocabulary of at most `vocab_size` tokens: the special ones, characters, `##characters`, joined ones.
 
     Characters take at most half of it, the most frequent first; a word with another one is `[UNK]`. The texts are held
-    in memory. The same texts give the same ids: the runtime alone would number `##characters` by chance.
+    in memory as UTF-8. The same texts give the same ids: the runtime alone would number `##characters` by chance.
     """
     most = (vocab_size - len(SPECIALS)) // 2
     if most < 1:
         raise UsageError(f"vocab_size is {vocab_size}; the special tokens and one character need {len(SPECIALS) + 2}")
-    texts = list(texts)
+    held = [text.encode() for text in texts]  # a string may take four bytes a character
     backend = _bert({token: index for index, token in enumerate(SPECIALS.values())}, lowercase=not cased)
-    characters, continuing = _alphabet(texts, backend, most)
+    characters, continuing = _alphabet((raw.decode() for raw in held), backend, most)
     alphabet = [*SPECIALS.values(), *characters, *(CONTINUES + c for c in continuing)]
     learner = runtime.Tokenizer(models.WordPiece(unk_token=SPECIALS["unk"]))
     learner.normalizer, learner.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
@@ -45,12 +45,12 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, *, cased: bool = Fals
         continuing_subword_prefix=CONTINUES,
         show_progress=False,
     )
-    learner.train_from_iterator(texts, trainer)
+    learner.train_from_iterator((raw.decode() for raw in held), trainer)
     ids = learner.get_vocab(with_added_tokens=False)
     return read_wordpiece("".join(f"{t}\n" for t in sorted(ids, key=ids.__getitem__)).encode(), lowercase=not cased)
 
 
-def _alphabet(texts: list[str], backend: runtime.Tokenizer, most: int) -> tuple[list[str], list[str]]:
+def _alphabet(texts: Iterable[str], backend: runtime.Tokenizer, most: int) -> tuple[list[str], list[str]]:
     """The `most` most frequent characters, and those of them that stand inside words; both by code point."""
     counts: Counter[str] = Counter()
     pieces: set[str] = set()
