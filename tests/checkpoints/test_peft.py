@@ -20,7 +20,8 @@ from lamoid.adapt.lora import LoraConfig, add_lora
 from lamoid.adapt.nf4 import Nf4Config, Nf4Linear, quantize_base
 from lamoid.checkpoints.hf import read_model, write_model
 from lamoid.checkpoints.name_maps import llama_from_hf, llama_to_hf
-from lamoid.checkpoints.peft import is_adapter, read_adapter, read_adapter_state, write_adapter
+from lamoid.checkpoints.peft import read_adapter, read_adapter_state, write_adapter
+from lamoid.checkpoints.store import is_adapter
 from lamoid.errors import CheckpointError, DataError, UsageError
 from lamoid.models.llama import Llama, LlamaConfig
 
@@ -374,7 +375,7 @@ def test_a_base_that_is_not_there(base: Path) -> None:
         lamoid.load(directory)
     edit(directory, base_model_name_or_path=str(directory))
     (directory / "lamoid_adapter.json").unlink()
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match="is an adapter; merge it into its base first"):
         lamoid.load(directory)
 
 

@@ -1,6 +1,7 @@
 """`lamoid merge`, and adapters as models: what they give before and after, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from lamoid.checkpoints.hf import write_model
 from lamoid.checkpoints.peft import write_adapter
 from lamoid.checkpoints.store import verify
 from lamoid.cli import main
+from lamoid.errors import EngineUnavailable
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.recipes.prepare import encode_documents
 from lamoid.tokenizers.bpe import train_bpe
@@ -242,6 +244,8 @@ def test_an_adapter_generates_and_is_measured_as_it_is(
         torch.nn.functional.cross_entropy(logits, torch.tensor(read[1:])).item(), rel=1e-5
     )
     assert abs(losses[0] - losses[1]) > 1e-2
+    with pytest.raises(EngineUnavailable, match="is an adapter; merged it is faster: lamoid merge"):
+        lamoid.load_engine(directory)
 
 
 def test_houlsby_adapters_are_refused_with_the_reason(
@@ -268,6 +272,12 @@ def test_wrong_calls(adapter: Callable[..., Path], capsys: pytest.CaptureFixture
         assert message in capsys.readouterr().err
     assert main(["convert", str(directory), f"{out}.gguf"]) == 3
     assert "is an adapter; merge it into its base first: lamoid merge" in capsys.readouterr().err
+    text = directory.parent / "base" / "config.json"
+    for verb in (["pretrain", "--init"], ["finetune"], ["gqa"]):
+        more = ["--kv-heads", "1"] if verb == ["gqa"] else []
+        assert main([*verb, str(directory), "--data", str(text), "--out", out, *more]) == 3
+        assert f"{directory} is an adapter; merge it into its base first" in capsys.readouterr().err
+    shutil.rmtree(out, ignore_errors=True)
     assert sorted(path.name for path in directory.parent.iterdir()) == ["adapter", "base"]
 
 

@@ -12,9 +12,8 @@ from lamoid.checkpoints.hf_files import CONFIG_FILE
 from lamoid.checkpoints.hf_stream import open_hf, write_hf
 from lamoid.checkpoints.meta import PARAMS_FILE, open_meta
 from lamoid.checkpoints.meta_write import write_meta
-from lamoid.checkpoints.peft import ADAPTER_FILE
 from lamoid.checkpoints.source import DTYPES, Source
-from lamoid.checkpoints.store import atomic_directory, atomic_file, write_json
+from lamoid.checkpoints.store import atomic_directory, atomic_file, refuse_adapter, write_json
 from lamoid.errors import CheckpointError, UsageError
 
 READERS: dict[str, Callable[[Path], Source]] = {"hf": open_hf, "gguf": open_gguf, "meta": open_meta}
@@ -32,8 +31,7 @@ def open_model(path: Path) -> Source:
     for file, kind in ((CONFIG_FILE, "hf"), (PARAMS_FILE, "meta")):
         if (path / file).is_file():
             return READERS[kind](path)
-    if (path / ADAPTER_FILE).is_file():
-        raise CheckpointError(f"{path} is an adapter; merge it into its base first: lamoid merge {path} --out DIR")
+    refuse_adapter(path)
     raise CheckpointError(
         f"{path} is no model; expected a .gguf file, or a directory with {CONFIG_FILE} or {PARAMS_FILE} (Meta's)"
     )

@@ -17,7 +17,7 @@ from lamoid.checkpoints.hf_gpt2 import GPT_2
 from lamoid.checkpoints.hf_llama import LLAMA
 from lamoid.checkpoints.hf_own import TRANSFORMER, VARIANT
 from lamoid.checkpoints.spelling import Spelling
-from lamoid.checkpoints.store import read_object, write_object
+from lamoid.checkpoints.store import read_object, refuse_adapter, write_object
 from lamoid.errors import CheckpointError
 from lamoid.tokenizers.tokenizer import Tokenizer, note_code
 
@@ -67,8 +67,8 @@ def read_model(directory: Path, *, dtype: torch.dtype | None = None) -> nn.Modul
     Raises CheckpointError naming the file or field that is wrong, or every tensor that is missing, superfluous or
     misshapen, in one message; no half-loaded model is returned.
     """
-    raw = read_object(directory / CONFIG_FILE)
     config = read_config(directory)
+    raw = read_object(directory / CONFIG_FILE)
     spelling = _spelling_of(config)
     tensors = _read_tensors(directory)
     try:
@@ -91,6 +91,7 @@ def read_model(directory: Path, *, dtype: torch.dtype | None = None) -> nn.Modul
 def read_config(directory: Path) -> Any:
     """The configuration of a model directory. Raises CheckpointError naming the field that is wrong."""
     file = directory / CONFIG_FILE
+    refuse_adapter(directory)
     raw = read_object(file)
     note_code(raw, file)
     try:

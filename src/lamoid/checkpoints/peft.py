@@ -24,12 +24,12 @@ from lamoid.checkpoints.hf_files import CONFIG_FILE
 from lamoid.checkpoints.hf_stream import GENERATION_FILE, open_hf
 from lamoid.checkpoints.name_maps import llama_from_hf, llama_to_hf
 from lamoid.checkpoints.source import fingerprint
-from lamoid.checkpoints.store import read_object, write_object
+from lamoid.checkpoints.store import ADAPTER_FILE, read_object, write_object
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import Llama
 from lamoid.tokenizers.tokenizer import Tokenizer
 
-ADAPTER_FILE, TENSORS_FILE, OWN_FILE = "adapter_config.json", "adapter_model.safetensors", "lamoid_adapter.json"
+TENSORS_FILE, OWN_FILE = "adapter_model.safetensors", "lamoid_adapter.json"
 LORA, HOULSBY = "LORA", "LAMOID_HOULSBY"
 _PREFIX = "base_model.model."
 
@@ -57,11 +57,6 @@ class SavedAdapter:
     base_tensors: dict[str, Tensor] = field(default_factory=dict)
     quantization: Quantization | None = None
     fingerprint: str | None = None
-
-
-def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter and no whole model."""
-    return (directory / ADAPTER_FILE).is_file() and not (directory / CONFIG_FILE).is_file()
 
 
 def write_adapter(directory: Path, model: Llama, tokenizer: Tokenizer | None, base: Path) -> None:

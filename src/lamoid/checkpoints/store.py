@@ -15,7 +15,7 @@ from typing import Any
 
 from lamoid.errors import CheckpointError, RunError
 
-CHECKSUMS_FILE = "checksums.json"
+CHECKSUMS_FILE, ADAPTER_FILE = "checksums.json", "adapter_config.json"
 MAX_JSON_BYTES = 8 * 2**20
 _TEMPORARY = ".lamoid-tmp-"
 
@@ -81,6 +81,19 @@ def read_object(file: Path) -> dict[str, Any]:
 def write_object(file: Path, value: dict[str, Any]) -> None:
     """A JSON file, into a folder that the caller makes final."""
     file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter (see `peft.py`) and no whole model."""
+    return (directory / ADAPTER_FILE).is_file() and not (directory / "config.json").is_file()
+
+
+def refuse_adapter(directory: Path) -> None:
+    """Raise CheckpointError for the directory of an adapter where a whole model is wanted."""
+    if is_adapter(directory):
+        raise CheckpointError(
+            f"{directory} is an adapter; merge it into its base first: lamoid merge {directory} --out DIR"
+        )
 
 
 def verify(directory: Path) -> None:

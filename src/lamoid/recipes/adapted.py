@@ -50,7 +50,7 @@ def open_merged(directory: Path) -> "tuple[Llama, Source, bool]":
     from lamoid.adapt.adapters import AdaptedLinear
     from lamoid.adapt.nf4 import Nf4Linear
     from lamoid.checkpoints.merged import merged_source
-    from lamoid.checkpoints.peft import is_adapter
+    from lamoid.checkpoints.store import is_adapter
 
     if not is_adapter(directory):
         raise UsageError(f"{directory} holds no adapter that could be merged; it is a whole model, or none")

@@ -22,6 +22,7 @@ def load_engine(path: str | Path, *, threads: int | None = None) -> "tuple[Nativ
     reason where the engine cannot run it, and CheckpointError or DataError naming the file or field that is wrong.
     """
     from lamoid.checkpoints.gguf import read_gguf
+    from lamoid.checkpoints.store import is_adapter
     from lamoid.inference.engine import NativeDecoder, NativeModel
     from lamoid.inference.native.library import Team, give_back_memory
     from lamoid.inference.weights import weights_of_directory, weights_of_gguf
@@ -30,6 +31,8 @@ def load_engine(path: str | Path, *, threads: int | None = None) -> "tuple[Nativ
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; at least 1 is needed")
     found = resolve(path)
+    if is_adapter(found):
+        raise EngineUnavailable(f"{path} is an adapter; merged it is faster: lamoid merge {path} --out DIR")
     team, file = Team(threads), found if is_gguf(found) else _gguf_inside(found)
     if file is None:
         weights, tokenizer = weights_of_directory(found), find_tokenizer(found)

@@ -28,7 +28,7 @@ def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[nn.M
 
         return read_gguf_model(Path(path).expanduser(), dtype=dtype)
     from lamoid.checkpoints.hf import read_model
-    from lamoid.checkpoints.peft import is_adapter
+    from lamoid.checkpoints.store import is_adapter
     from lamoid.recipes.adapted import load_adapted
 
     directory = model_directory(path)
@@ -75,9 +75,11 @@ def load_named_tokenizer(path: str) -> Tokenizer:
 
 
 def load_with_tokenizer(path: str | Path, threads: int | None) -> "tuple[Llama, Tokenizer]":
-    """As `load_decoder`, for a verb that takes Llamas alone."""
+    """As `load_decoder`, for a verb that changes a model: it takes whole Llamas alone."""
+    from lamoid.checkpoints.store import refuse_adapter
     from lamoid.models.llama import Llama
 
+    refuse_adapter(resolve(path))
     model, tokenizer = load_decoder(path, threads)
     if not isinstance(model, Llama):
         raise UsageError(f"{path} is a {type(model).__name__}; this verb takes a Llama")
