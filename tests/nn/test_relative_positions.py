@@ -77,6 +77,26 @@ def test_shaw_is_the_sum_of_the_paper(causal: bool, max_distance: int) -> None:
         torch.testing.assert_close(out[:, :, i], expected)
 
 
+@torch.no_grad()
+def test_shaws_keys_are_those_of_transformers() -> None:
+    """Wav2Vec2-BERT has the half of it that changes the scores; ours has zeros for the half that changes the values."""
+    from transformers import Wav2Vec2BertConfig
+    from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertSelfAttention
+
+    config = Wav2Vec2BertConfig(
+        hidden_size=24, num_attention_heads=4, position_embeddings_type="relative_key", left_max_position_embeddings=3,
+        right_max_position_embeddings=3, attention_dropout=0.0, attn_implementation="eager",
+    )  # fmt: skip
+    theirs = Wav2Vec2BertSelfAttention(config)
+    ours = Attention(24, 4, 4, 6, bias=True, path="explicit", causal=False, shaw=ShawPositions(6, 3))
+    for mine, name in ((ours.q_proj, "q"), (ours.k_proj, "k"), (ours.v_proj, "v"), (ours.o_proj, "out")):
+        mine.load_state_dict(getattr(theirs, f"linear_{name}").state_dict())
+    assert ours.shaw is not None
+    ours.shaw.keys.copy_(theirs.distance_embedding.weight)
+    x = torch.randn(2, 11, 24)
+    torch.testing.assert_close(ours(x), theirs(x)[0])
+
+
 def test_shaw_needs_the_explicit_path() -> None:
     with pytest.raises(UsageError, match="attention path is 'fused'"):
         Attention(12, 3, 3, 4, shaw=ShawPositions(4, 2))
