@@ -198,8 +198,9 @@ class Transformer(nn.Module):
 
 
 PRESETS = {
+    "transformer-tiny": TransformerConfig(37_000, 128, 2, 4, 512),
     "transformer-small": TransformerConfig(37_000, 256, 3, 4, 1024),
     "transformer-base": TransformerConfig(37_000, 512, 6, 8, 2048),
     "transformer-big": TransformerConfig(37_000, 1024, 6, 16, 4096, dropout=0.3),
 }
-"""The paper's two sizes (table 3: 65M and 213M; 37,000 byte pairs for English and German), and a small one."""
+"""The paper's two sizes (table 3: 65M and 213M; 37,000 byte pairs for English and German), and two small ones."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from lamoid.checkpoints.hf import read_config
 from lamoid.errors import UsageError
-from lamoid.models import bert, gpt2, llama, roberta
+from lamoid.models import bert, gpt2, llama, roberta, transformer
 from lamoid.models.gpt2 import GPT2, GPT2Config
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.recipes.load import is_gguf, load_named_tokenizer, model_directory
@@ -19,6 +19,7 @@ from lamoid.tokenizers.tokenizer import Tokenizer
 
 S = TypeVar("S", bound=PretrainSettings)
 PRESETS: dict[str, Any] = llama.PRESETS | gpt2.PRESETS
+_OTHERS: dict[str, Any] = bert.PRESETS | roberta.PRESETS | transformer.PRESETS
 LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
 CONTINUED_LEARNING_RATE, CONTINUED_CONTEXT = 1e-4, 256
 """Where a model is trained on: a third of Llama 2's highest rate, so that it forgets little, and rows that fit a CPU."""
@@ -55,7 +56,8 @@ def choose(
         config = replace(PRESETS[recipe.model], vocab_size=vocab_size, max_seq_len=context)
     else:
         raise UsageError(
-            f"model is {recipe.model!r}; it must be auto or one of {', '.join([*PRESETS, *bert.PRESETS, *roberta.PRESETS])}"
+            f"model is {recipe.model!r}; it must be auto or one of "
+            f"{', '.join([*PRESETS, *_OTHERS])}"
         )
     cores, n_parameters = recipe.threads or torch.get_num_threads(), count_parameters(config)
     per_step = context * batch_rows * recipe.accumulate
@@ -73,6 +75,7 @@ def choose(
         max_steps=steps,
         warmup_steps=warmup,
         learning_rate=rate,
+        schedule=recipe.schedule or "cosine",
         eval_every=recipe.eval_every or max(steps // (10 if model is None else 3), 1),
         sample_every=max(steps // 10, 1) if recipe.sample_every is None else recipe.sample_every,
     )
@@ -99,9 +102,11 @@ def build(config: LlamaConfig | GPT2Config) -> Llama | GPT2:
     return Llama(config) if isinstance(config, LlamaConfig) else GPT2(config)
 
 
-def is_encoder(recipe: PretrainSettings) -> bool:
-    """Whether an encoder is to be trained: by the name of --model, or by what lies in --init."""
+def kind_of(recipe: PretrainSettings) -> Literal["decoder", "encoder", "transformer"]:
+    """What is to be trained: by the name of --model, or by what lies in --init."""
+    config = PRESETS.get(recipe.model) or _OTHERS.get(recipe.model)
     if recipe.init and not is_gguf(recipe.init):
         config = read_config(model_directory(recipe.init))
-        return isinstance(config, bert.BertConfig | roberta.RobertaConfig)
-    return recipe.model in bert.PRESETS or recipe.model in roberta.PRESETS
+    if isinstance(config, transformer.TransformerConfig):
+        return "transformer"
+    return "encoder" if isinstance(config, bert.BertConfig | roberta.RobertaConfig) else "decoder"

@@ -9,13 +9,15 @@ from torch.nn import functional as F
 
 from lamoid.data.masked import FullSentences
 from lamoid.data.packing import PackedConversations
+from lamoid.data.pairs import PairRows
 from lamoid.data.sentences import NextSentencePairs
 from lamoid.inference.score import score
 from lamoid.models.decoders import DecoderModel
 from lamoid.models.heads import HeadedEncoder, PretrainingHead
 from lamoid.models.llama import Llama
+from lamoid.models.transformer import Transformer
 from lamoid.nn.losses import IGNORED
-from lamoid.training.objectives import next_token
+from lamoid.training.objectives import next_token, target_tokens
 
 MOST_ROWS = 512
 
@@ -88,5 +90,27 @@ def on_masked(model: HeadedEncoder, rows: FullSentences | NextSentencePairs) -> 
             return None
         figures = {"masked_accuracy": n_right / n_hidden}
         return Evaluation(loss_sum / n_hidden, figures | ({"nsp_accuracy": n_pairs_right / n_pairs} if n_pairs else {}))
+
+    return evaluate
+
+
+def on_pairs(
+    model: Transformer, rows: PairRows, score_translations: Callable[[Callable[[], bool]], dict[str, float]]
+) -> Evaluate:
+    """Loss of a target token, without label smoothing, over all pairs; and what `score_translations(should_stop)` says."""
+
+    @torch.no_grad()
+    def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
+        was_training, objective = model.training, target_tokens(label_smoothing=0.0)
+        model.eval()
+        loss_sum, n_trained = 0.0, 0
+        for batch in rows.in_order():
+            if should_stop():
+                break
+            loss, count = objective(model, batch)
+            loss_sum, n_trained = loss_sum + float(loss), n_trained + count
+        figures = score_translations(should_stop)
+        model.train(was_training)
+        return None if should_stop() else Evaluation(loss_sum / max(n_trained, 1), figures)
 
     return evaluate

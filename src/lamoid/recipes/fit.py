@@ -42,7 +42,7 @@ def fit(
     what must not differ on resume.
     """
     max_steps, eval_every, sample_every = s.max_steps, s.eval_every, s.sample_every
-    assert max_steps and eval_every and s.learning_rate and s.warmup_steps is not None
+    assert max_steps and eval_every and s.learning_rate and s.schedule and s.warmup_steps is not None
     optimizer = make_optimizer(
         model.named_parameters(),
         kind=s.optimizer,  # type: ignore[arg-type]

@@ -102,6 +102,7 @@ def choose(s: S, data: InstructData) -> S:
         max_steps=steps,
         warmup_steps=warmup,
         learning_rate=s.learning_rate or LEARNING_RATES[method],
+        schedule=s.schedule or "cosine",
         eval_every=s.eval_every or max(steps // 5, 1),
         sample_every=max(steps // 5, 1) if s.sample_every is None else s.sample_every,
     )

@@ -111,6 +111,7 @@ def _choose(s: FinetuneSettings, task: Task) -> FinetuneSettings:
         max_steps=steps,
         warmup_steps=min(LLAMA2_WARMUP_STEPS, warmup) if s.warmup_steps is None else s.warmup_steps,
         learning_rate=s.learning_rate or LEARNING_RATES[method],
+        schedule=s.schedule or "cosine",
         eval_every=s.eval_every or max(steps // 5, 1),
         sample_every=0,
     )

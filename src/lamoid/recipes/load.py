@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lamoid.checkpoints.hf_files import CONFIG_FILE
+from lamoid.checkpoints.store import read_object
 from lamoid.errors import DataError, UsageError
 from lamoid.recipes.catalogue import is_name, known_names, models_path
 from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
@@ -66,6 +68,14 @@ def model_directory(path: str | Path) -> Path:
 def find_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of a model directory, None where it has none."""
     return load_tokenizer(directory) if has_tokenizer(directory) else None
+
+
+def is_transformer(path: str | Path) -> bool:
+    """Whether a model argument names the directory of an encoder–decoder. No torch is imported."""
+    found = resolve(path)
+    if is_gguf(found) or not (found / CONFIG_FILE).is_file():
+        return False
+    return read_object(found / CONFIG_FILE).get("model_type") == "lamoid_transformer"
 
 
 def load_named_tokenizer(path: str) -> Tokenizer:

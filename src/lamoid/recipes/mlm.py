@@ -48,7 +48,7 @@ def pretrain_encoder(recipe: PretrainSettings, directory: RunDirectory, may_chan
     torch.manual_seed(chosen.seed)  # of dropout
     training, heldout = (_rows(chosen, text, folder) for folder in ("", HELDOUT_FOLDER))
     settings = {name: value for name, value in asdict(chosen).items() if name not in may_change}
-    return fit(
+    code = fit(
         chosen,
         directory,
         model,
@@ -59,6 +59,11 @@ def pretrain_encoder(recipe: PretrainSettings, directory: RunDirectory, may_chan
         sample=lambda: guesses(model, text.tokenizer, heldout),
         identity={"data": text.key, "tokenizer": text.tokenizer.fingerprint(), **settings},
     )
+    if code == 0:
+        directory.notify(
+            f"the best model is in {chosen.out}; try: lamoid finetune {chosen.out} --task classify --data reviews.csv"
+        )
+    return code
 
 
 def _begin(recipe: PretrainSettings) -> tuple[Any, Tokenizer | None]:
@@ -147,6 +152,7 @@ def _choose(
         max_steps=steps,
         warmup_steps=warmup if recipe.warmup_steps is None else recipe.warmup_steps,
         learning_rate=recipe.learning_rate or rate,
+        schedule=recipe.schedule or "cosine",
         eval_every=recipe.eval_every or max(steps // 10, 1),
         sample_every=max(steps // 10, 1) if recipe.sample_every is None else recipe.sample_every,
         nsp=_has_pairs(model),

@@ -1,4 +1,4 @@
-"""`lamoid pretrain`: a folder of text -> a model that writes."""
+"""`lamoid pretrain`: a folder of text -> a model that writes; or an encoder, or a Transformer from pairs."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from lamoid.recipes.recipe import say
 from lamoid.recipes.settings import PretrainSettings
 
 EVAL_BYTES = 50_000
-_ELSEWHERE = {"out", "data", "tokenizer", "threads", "device", "resume", "force"}
+_ELSEWHERE = {"out", "data", "tokenizer", "threads", "device", "resume", "force", "skip_bad"}
 _REPORTING = {"old_text", "eval_every", "sample_every", "prompt", "patience", "keep", "tensorboard"}
 MAY_CHANGE = _ELSEWHERE | _REPORTING
 """Settings that may differ when a run goes on; the data and the tokenizer are compared by their content."""
@@ -25,7 +25,7 @@ def run(recipe: Recipe) -> int:
 
     from lamoid.checkpoints.run_directory import RunDirectory
     from lamoid.data.packed import PackedRows
-    from lamoid.recipes.choose import build, choose, is_encoder
+    from lamoid.recipes.choose import build, choose, kind_of
     from lamoid.recipes.complete import sample
     from lamoid.recipes.continued import begin, compare, grown
     from lamoid.recipes.evaluation import on_text
@@ -39,14 +39,14 @@ def run(recipe: Recipe) -> int:
     set_threads(recipe.threads)
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
         given = with_earlier(recipe, directory.path)
-        if is_encoder(given):
+        if (kind := kind_of(given)) == "encoder":
             from lamoid.recipes.mlm import pretrain_encoder
 
-            code = pretrain_encoder(given, directory, MAY_CHANGE)
-            say(
-                f"the best model is in {recipe.out}; try: lamoid finetune {recipe.out} --task classify --data reviews.csv"
-            )
-            return code
+            return pretrain_encoder(given, directory, MAY_CHANGE)
+        if kind == "transformer":
+            from lamoid.recipes.translate import pretrain_transformer
+
+            return pretrain_transformer(given, directory, MAY_CHANGE)
         initial = begin(given)
         chosen, text, config = choose(given, initial, say)
         assert chosen.context and chosen.batch_rows

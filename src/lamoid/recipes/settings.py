@@ -58,7 +58,11 @@ class TrainingSettings:
     accumulate: int = option(1, "micro-batches in a step; the update is that of one large batch")
     context: int | None = option(None, "tokens in a row")
     learning_rate: float | None = option(None, "highest learning rate")
-    schedule: str = option("cosine", "its course", choices=("cosine", "inverse-sqrt", "warmup-stable-decay"))
+    schedule: str | None = option(
+        None,
+        "its course (default: cosine; inverse-sqrt for a Transformer)",
+        choices=("cosine", "inverse-sqrt", "warmup-stable-decay"),
+    )
     warmup_steps: int | None = option(None, "steps over which it rises (default: 2000, but at most 5 % of all)")
     optimizer: str = option("adamw", "weight decay beside the gradient, or inside it", choices=("adamw", "adam-l2"))
     weight_decay: float = option(0.1, "weight decay of matrices; norms and biases have none")
@@ -84,7 +88,7 @@ class PretrainSettings(TrainingSettings):
 
     data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
     out: str = option("", "directory of the run; the same command goes on where it stopped")
-    model: str = option("auto", "auto, or a published size such as llama-3.2-1b, gpt2, bert-small or roberta-base")
+    model: str = option("auto", "auto, or a size such as llama-3.2-1b, gpt2, bert-small, roberta-base or transformer-small")
     init: str = option("", "go on with this model instead of a new one: a directory, a GGUF file or a fetched model")
     grow_vocab: int = option(0, "tokens that the tokenizer of --init learns from the text, for a new language")
     old_text: str = option("python-docs", "text of the domain that --init knows, to see what it forgets")
@@ -100,6 +104,8 @@ class PretrainSettings(TrainingSettings):
     nsp: bool | None = option(
         None, "encoders: also predict whether a sentence is the next one (default: a new BERT does)"
     )
+    label_smoothing: float = option(0.1, "Transformer: share of each target that is spread over the vocabulary")
+    skip_bad: bool = option(False, "Transformer: count pairs that cannot be read, and go on without them")
 
 
 @dataclass(frozen=True)

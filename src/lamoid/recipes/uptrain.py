@@ -68,6 +68,7 @@ def plan(s: S, model: "Llama", tokenizer: "Tokenizer", notify: Callable[[str], o
         max_steps=steps,
         original_tokens=n_tokens,
         learning_rate=s.learning_rate or rate,
+        schedule=s.schedule or "cosine",
         warmup_steps=int(LARGEST_WARMUP_SHARE * steps) if s.warmup_steps is None else s.warmup_steps,
         eval_every=s.eval_every or max(steps // 3, 1),
         sample_every=0 if s.sample_every is None else s.sample_every,
