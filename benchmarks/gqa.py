@@ -19,9 +19,9 @@ from lamoid.cli import main as lamoid
 from lamoid.data.sources import find_sources
 from lamoid.inference.score import score
 from lamoid.models.llama import Llama, LlamaConfig
+from lamoid.recipes.fetch import fetch
 from lamoid.recipes.load import load_with_tokenizer
-from lamoid.recipes.prepare import encode_documents
-from lamoid.tokenizers.bpe import train_bpe
+from lamoid.recipes.prepare import encode_documents, prepare
 
 DATA = "python-docs"
 SHAPE = dict(d_model=192, n_layers=6, n_heads=8, n_kv_heads=8, head_dim=24, d_ff=512, max_seq_len=256)
@@ -48,9 +48,16 @@ def measure(work: Path, steps: int, threads: int) -> dict[str, object]:
     common = ["--data", DATA, "--threads", str(threads)]
     if not (work / "start").is_dir():
         (work / "start").mkdir(parents=True)
-        tokenizer = train_bpe((t for source in find_sources([DATA]) for t in text_of(source)), VOCABULARY)
-        config = LlamaConfig(tokenizer.vocab_size, **SHAPE, tied_embeddings=True)
-        write_model(work / "start", Llama(config).initialise(0), tokenizer)
+        text = prepare(
+            find_sources([DATA]),
+            tokenizer=None,
+            vocab_size=VOCABULARY,
+            heldout_share=0.05,
+            seed=0,
+            notify=print,
+        )
+        config = LlamaConfig(text.tokenizer.vocab_size, **SHAPE, tied_embeddings=True)
+        write_model(work / "start", Llama(config).initialise(0), text.tokenizer)
     training = ["--context", str(CONTEXT), "--batch-rows", str(ROWS), "--learning-rate", str(LEARNING_RATE)]
     training += ["--max-steps", str(steps), "--sample-every", "0", "--init", str(work / "start")]
     assert lamoid(["pretrain", *common, *training, "--out", str(work / "mha")]) == 0
@@ -64,14 +71,11 @@ def measure(work: Path, steps: int, threads: int) -> dict[str, object]:
     return {"shape": SHAPE, "original steps": steps, "reports": reports}
 
 
-def text_of(source) -> list[str]:
-    return ["".join(blocks) for blocks in source.documents()]
-
-
 def smollm2() -> dict[str, float]:
     """Loss on the beginning of the Python documentation, before any uptraining."""
-    model, tokenizer = load_with_tokenizer("smollm2", None)
-    text = text_of(find_sources([DATA])[0])[0].encode()[:SMOLLM2_BYTES].decode(errors="ignore")
+    model, tokenizer = load_with_tokenizer(fetch("smollm2", print), None)
+    document = next(iter(find_sources([DATA])[0].documents()))
+    text = "".join(document).encode()[:SMOLLM2_BYTES].decode(errors="ignore")
     documents = encode_documents([text], tokenizer)
     models = {"before": lambda: model} | {
         way: lambda way=way: group_kv_heads(model, 1, pooling=way) for way in POOLINGS

@@ -1,8 +1,7 @@
 """SmolLM2 meets Vietnamese, Chinese and Korean: its vocabulary grown, and some steps (python -m benchmarks.new_language).
 
 For each language: tokens per character and bits per byte on held-out text, of the model as it was, grown but not yet
-trained, and trained. `--control` trains without growing too, for as many steps. It needs `lamoid get smollm2`, and apt-get
-for the texts.
+trained, and trained. `--control` trains without growing too, for as many steps. The texts come through apt-get.
 """
 
 import argparse
@@ -17,6 +16,7 @@ from lamoid.adapt.grow import grow_embeddings
 from lamoid.data.packed import PackedRows
 from lamoid.inference.score import score
 from lamoid.models.llama import Llama
+from lamoid.recipes.fetch import fetch
 from lamoid.recipes.load import load_with_tokenizer
 from lamoid.recipes.prepare import PreparedText, encode_documents, prepare
 from lamoid.recipes.prepare import measure as find_sources
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def measure(language: str, arguments: argparse.Namespace) -> dict[str, object]:
-    model, tokenizer = load_with_tokenizer(MODEL, arguments.threads)
+    model, tokenizer = load_with_tokenizer(fetch(MODEL, print), arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{language}.txt"
         file.write_text(texts(language, arguments.texts), encoding="utf-8")
