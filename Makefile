@@ -29,6 +29,8 @@ prove: $(PEERS)               ## hours: long proofs and benchmarks; results go t
 	$(BIN)/python -m benchmarks.pretraining --out docs/proofs
 	$(BIN)/python -m benchmarks.decoding --out docs/proofs
 	$(BIN)/python -m benchmarks.engine --out docs/proofs
+	$(BIN)/python -m benchmarks.gqa --out docs/proofs
+	$(BIN)/python -m benchmarks.new_language --out docs/proofs
 
 build: $(STAMP)               ## a wheel in dist/
 	$(BIN)/python -m build --wheel

@@ -100,12 +100,29 @@ def test_transformers_opens_what_was_converted_and_uptrained(gqa):
         assert float((got - expected).abs().max() / expected.abs().max()) < 1e-4
 
 
-def test_mean_pooling_loses_least(gqa):
-    """Here as in the paper's figure 4, before any uptraining."""
-    run = gqa(**{"max-steps": 1})
+def test_pooled_heads_lose_less_than_new_ones_and_nearly_nothing_after_uptraining(gqa):
+    """On a tenth of the tokens this tiny model comes within 2 % of the original; a twentieth is proven on a larger one."""
+    run = gqa(alpha=0.1)
     assert run.finish() == 0, run.messages()
-    converted = report_of(run)["loss"]["converted"]
-    assert converted["mean"] < converted["first"] < converted["random"]
+    loss = report_of(run)["loss"]
+    assert max(loss["converted"]["mean"], loss["converted"]["first"]) < loss["converted"]["random"]
+    assert loss["uptrained"]["mean"] < 1.02 * loss["before"] < loss["converted"]["mean"]
+
+
+@pytest.mark.prove
+def test_a_larger_model_comes_back_on_a_twentieth(tmp_path):
+    """Ten minutes of one core. The order of the three ways after uptraining is that of Ainslie et al. 2023, figure 4."""
+    from benchmarks.gqa import measure
+
+    reports = measure(tmp_path, 1500, 1)["reports"]
+    ways = reports["8 -> 2"]["loss"]["uptrained"]
+    assert ways["mean"] < ways["first"] < ways["random"]
+    by_heads = [reports[f"8 -> {n}"]["loss"] for n in (4, 2, 1)]
+    before, after = ([loss[when]["mean"] for loss in by_heads] for when in ("converted", "uptrained"))
+    assert before == sorted(before) and after == sorted(after), "fewer heads lose more"
+    for first, last in zip(before, after, strict=True):
+        original = by_heads[0]["before"]
+        assert last - original < 0.25 * (first - original), "most of what conversion lost is back"
 
 
 def test_all_three_are_uptrained_to_be_compared(gqa, mha):
@@ -136,7 +153,6 @@ def test_killed_it_goes_on_exactly(gqa):
     second = parts.out / "compared" / "first" / "metrics.jsonl"
     for goal, count in (
         (12, lambda: len(parts.records())),
-        (25, lambda: len(parts.records())),
         (9, lambda: len(second.read_text(encoding="utf-8").splitlines()) if second.is_file() else 0),
     ):
         process, end = parts.start(), time.monotonic() + 60
