@@ -92,18 +92,20 @@ def test_exports_are_what_all_says():
 def test_readme_tree_is_the_disk():
     block = re.search(r"```\nsrc/lamoid/\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
-    drawn, folder = set(), ""
+    drawn, folders = set(), [""]
     for line in block[1].splitlines():
         if not line.startswith(" "):
             assert (ROOT / line.split()[0]).is_dir()
             continue
         indent, name = len(line) - len(line.lstrip()), line.split()[0]
         assert len(line.split()) > 1, f"{name} has no line about it"
+        folders = folders[: indent // 2]
         if name.endswith("/"):
-            folder = name
+            folders.append(folders[-1] + name)
         else:
-            drawn.add(name if indent == 2 else folder + name)
-    on_disk = {str(f.relative_to(SOURCE)) for f in FILES if f.name != "__init__.py" or f.parent == SOURCE}
+            drawn.add(folders[-1] + name)
+    files = [*FILES, *SOURCE.rglob("*.c"), *SOURCE.rglob("*.h")]
+    on_disk = {str(f.relative_to(SOURCE)) for f in files if f.name != "__init__.py" or f.parent == SOURCE}
     assert drawn == on_disk
 
 

@@ -70,8 +70,13 @@ class SpeculatingDecoder:
 
     def _guess(self) -> list[int]:
         at = self._next.get(tuple(self._ids[-N:]))
-        room = self.max_seq_len - len(self._ids)
-        return [] if at is None else self._ids[at : at + min(self._most, room)]
+        if at is None:
+            return []
+        n = len(self._ids)
+        guesses: list[int] = []
+        for i in range(at, at + min(self._most, self.max_seq_len - n)):  # behind the end a circle goes round again
+            guesses.append(self._ids[i] if i < n else guesses[i - n])
+        return guesses
 
     def _forget_guesses(self) -> None:
         if self._guesses:

@@ -1,5 +1,6 @@
 """Which engine decodes: the native one where it applies, torch where not, and one line that says so."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,9 +55,9 @@ def load_engine(path: str | Path, *, threads: int | None = None) -> "tuple[Nativ
 def open_decoder(
     path: str | Path, engine: str, threads: int | None, notify: Callable[[str], object], *, speculate: bool = False
 ) -> "tuple[Decoder, Tokenizer]":
-    """A decoder and a tokenizer for a verb that writes text, and a line on what decodes.
+    """A decoder and a tokenizer for a verb that writes text, and a line on what decodes where someone watches.
 
-    `engine` is one of ENGINES; `auto` takes torch, with the reason, where the native engine is not available.
+    `engine` is one of ENGINES; `auto` takes torch, and always says why, where the native engine is not available.
     """
     if engine != "torch":
         try:
@@ -70,7 +71,8 @@ def open_decoder(
                 raise DataError(f"{path} has no tokenizer; put a {TOKENIZER_FILE} beside the model")
             team = decoder.model.team
             kinds = ", ".join(sorted({t.type_name for t in decoder.model.weights.tensors.values() if len(t.shape) > 1}))
-            notify(f"note: the native engine decodes {kinds} weights ({team.path}, {team.n_threads} threads)")
+            if sys.stderr.isatty():  # as the speed of generating: not where only a program reads it
+                notify(f"note: the native engine decodes {kinds} weights ({team.path}, {team.n_threads} threads)")
             return _speculating(decoder) if speculate else decoder, tokenizer
     if speculate:
         raise UsageError("--speculate works with the native engine alone; leave it out, or take --engine native")
