@@ -14,7 +14,7 @@ DEFAULT_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class Recipe(GenerationSettings):
-    """Continue a prompt, printing the text as it comes. A Transformer writes the prompt's target instead, greedily or with a beam."""
+    """Continue a prompt, printing the text as it comes. A Transformer writes the prompt's target instead."""
 
     model: str = option("", "a model directory, a .gguf file, or the name of a fetched model", positional=True)
     prompt: str = option("", "the text to continue; - reads it from standard input", positional=True)
@@ -33,16 +33,18 @@ def run(recipe: Recipe) -> int:
 
     if not recipe.model:
         raise UsageError('a model and a prompt are needed, such as: lamoid generate runs/mine "Once upon"')
-    r = recipe
+    r, sampling = recipe, recipe.sampling()
     prompt = sys.stdin.read() if r.prompt == "-" else r.prompt
     if is_transformer(r.model):
         from lamoid.recipes.translated import translate_prompt
 
-        return translate_prompt(r, prompt)
+        return translate_prompt(r, r.model, prompt, r.beams, r.max_new_tokens, as_json=r.json)
     if r.beams != 1:
-        raise UsageError(f"beams is {r.beams}; {r.model} is no Transformer, whose targets alone are searched with a beam")
+        raise UsageError(
+            f"beams is {r.beams}; {r.model} is no Transformer, whose targets alone are searched with a beam"
+        )
     n_new = DEFAULT_NEW_TOKENS if r.max_new_tokens is None else r.max_new_tokens
-    settings = dict(sampling=r.sampling(), max_new_tokens=n_new, stop=r.stop, seed=r.seed)
+    settings = dict(sampling=sampling, max_new_tokens=n_new, stop=r.stop, seed=r.seed)
     decoder, tokenizer = open_decoder(r.model, r.engine, r.threads, say, speculate=r.speculate)
     began, done = time.perf_counter(), None
     chunks = stream(decoder, tokenizer, [prompt], **settings)  # type: ignore[arg-type]
