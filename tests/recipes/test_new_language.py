@@ -139,9 +139,9 @@ def test_another_number_is_refused_on_resume(make_new):
     assert "choose another --out" in run.messages()
 
 
-@pytest.mark.parametrize("n", [5, -1])
-def test_it_needs_a_model_and_a_number(make_run, n):
-    run = make_run("alone", **{"grow-vocab": n})
+@pytest.mark.parametrize(("n", "model"), [(5, "auto"), (5, "bert-base"), (-1, "auto")])
+def test_it_needs_a_model_and_a_number(make_run, n, model):
+    run = make_run("alone", model=model, **{"grow-vocab": n})
     assert run.finish() == 2
     assert f"grow_vocab is {n}; it must be 0, or tokens to add to the tokenizer of --init" in run.messages()
 

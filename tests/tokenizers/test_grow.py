@@ -184,3 +184,19 @@ def test_a_special_token_that_would_swallow_a_word_is_refused():
     backend.add_special_tokens(["zzz"])
     with pytest.raises(DataError, match="cannot be grown"):
         grow(Tokenizer(backend, {}), NEW_TEXTS, 10)
+
+
+def test_smollm2_grows(smollm2, write_files):
+    """The real one, whose special tokens stand at its beginning: transformers gives the new ids, and by their pieces the old."""
+    old = load_tokenizer(smollm2)
+    new = grow(old, NEW_TEXTS, 100)
+    theirs = transformers.AutoTokenizer.from_pretrained(write_files(new))
+    before = transformers.AutoTokenizer.from_pretrained(smollm2)
+    for text in [*NEW_TEXTS, *STRESS.values()]:
+        ids = theirs(text, split_special_tokens=True)["input_ids"]
+        assert ids == new.encode(text)
+        assert expand(old, new, ids) == before(text, split_special_tokens=True)["input_ids"]
+    chat = [{"role": "user", "content": NEW["Korean"][0]}]
+    assert (
+        expand(old, new, theirs.apply_chat_template(chat)["input_ids"]) == before.apply_chat_template(chat)["input_ids"]
+    )

@@ -36,6 +36,10 @@ def run(recipe: Recipe) -> int:
 
     if not recipe.data or not recipe.out:
         raise UsageError("--data and --out are needed, such as: lamoid pretrain --data my_folder/ --out runs/mine")
+    if recipe.grow_vocab < 0 or (recipe.grow_vocab and not recipe.init):
+        raise UsageError(
+            f"grow_vocab is {recipe.grow_vocab}; it must be 0, or tokens to add to the tokenizer of --init"
+        )
     set_threads(recipe.threads)
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
         given = with_earlier(recipe, directory.path)
