@@ -86,7 +86,10 @@ def test_a_begins_gaussian_with_the_mean_square_of_x_and_follows_the_seed() -> N
 @pytest.mark.parametrize(
     ("targets", "expected"),
     [
-        (("all-linear",), [f"layers.{i}.{p}" for i in range(2) for p in ("attention.q_proj", "feed_forward.down_proj")]),
+        (
+            ("all-linear",),
+            [f"layers.{i}.{p}" for i in range(2) for p in ("attention.q_proj", "feed_forward.down_proj")],
+        ),
         (("q_proj", "lm_head"), ["layers.0.attention.q_proj", "layers.1.attention.q_proj", "lm_head"]),
         (("layers.1.feed_forward.up_proj", "attention.v_proj"), ["layers.1.feed_forward.up_proj"]),
         (("all-linear", "lm_head"), ["lm_head", "layers.1.attention.k_proj"]),
@@ -102,7 +105,9 @@ def test_targets(targets: tuple[str, ...], expected: list[str]) -> None:
 @pytest.mark.parametrize("targets", [("query",), ("q_proj", "query"), ("proj",), ("embedding",), ("norm",), ()])
 def test_a_target_that_matches_nothing_is_an_error_that_lists_what_there_is(targets: tuple[str, ...]) -> None:
     model = random_llama(ODD)
-    with pytest.raises(UsageError, match="there are " + ", ".join(NAMES) + ", lm_head; give some of these, or all-linear"):
+    with pytest.raises(
+        UsageError, match="there are " + ", ".join(NAMES) + ", lm_head; give some of these, or all-linear"
+    ):
         add_lora(model, LoraConfig(targets=targets))
     assert not lora_layers(model)
 

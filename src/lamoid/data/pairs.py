@@ -73,7 +73,8 @@ def _read_file(file: Path) -> Iterator[TextPair | DataError]:
             if not isinstance(inner, dict):
                 raise DataError(f"{where}: translation must be an object with two texts, got {str(inner)[:60]!r}")
             columns = columns or _find_columns(inner, where)
-            yield TextPair(*(text_of(inner, name, where).strip() for name in columns), where)
+            source, target = (text_of(inner, name, where).strip() for name in columns)
+            yield TextPair(source, target, where)
         except DataError as error:
             yield error
 
@@ -134,11 +135,11 @@ def _key(source: str, seed: int) -> int:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """The ids of a source, its end included, and of a target without beginning and end; and the texts."""
+    """The ids of a source, its end included, and of a target without beginning and end; and the texts, if they are known."""
 
     source: list[int]
     target: list[int]
-    texts: TextPair
+    texts: TextPair = TextPair("", "", "")
 
     @property
     def n_tokens(self) -> int:

@@ -55,10 +55,7 @@ def choose(
     elif recipe.model in PRESETS:
         config = replace(PRESETS[recipe.model], vocab_size=vocab_size, max_seq_len=context)
     else:
-        raise UsageError(
-            f"model is {recipe.model!r}; it must be auto or one of "
-            f"{', '.join([*PRESETS, *_OTHERS])}"
-        )
+        raise UsageError(f"model is {recipe.model!r}; it must be auto or one of {', '.join([*PRESETS, *_OTHERS])}")
     cores, n_parameters = recipe.threads or torch.get_num_threads(), count_parameters(config)
     per_step = context * batch_rows * recipe.accumulate
     steps = recipe.max_steps or choose_steps(size, n_parameters, per_step, len(text.tokens), cores)

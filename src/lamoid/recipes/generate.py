@@ -14,7 +14,7 @@ DEFAULT_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class Recipe(GenerationSettings):
-    """Continue a prompt, printing the text as it comes. A Transformer writes the prompt's target instead, greedily or with a beam."""
+    """Continue a prompt, printing the text as it comes; with a Transformer print its target, found greedily or with a beam."""
 
     model: str = option("", "a model directory, a .gguf file, or the name of a fetched model", positional=True)
     prompt: str = option("", "the text to continue; - reads it from standard input", positional=True)
@@ -40,7 +40,9 @@ def run(recipe: Recipe) -> int:
 
         return translate_prompt(r, prompt)
     if r.beams != 1:
-        raise UsageError(f"beams is {r.beams}; {r.model} is no Transformer, whose targets alone are searched with a beam")
+        raise UsageError(
+            f"beams is {r.beams}; {r.model} is no Transformer, whose targets alone are searched with a beam"
+        )
     n_new = DEFAULT_NEW_TOKENS if r.max_new_tokens is None else r.max_new_tokens
     settings = dict(sampling=r.sampling(), max_new_tokens=n_new, stop=r.stop, seed=r.seed)
     decoder, tokenizer = open_decoder(r.model, r.engine, r.threads, say, speculate=r.speculate)

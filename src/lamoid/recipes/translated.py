@@ -28,7 +28,7 @@ def translate_prompt(r: "Recipe", prompt: str) -> int:
     for field in fields(GenerationSettings):
         value = getattr(r, field.name)
         is_default = value == (field.default_factory() if callable(field.default_factory) else field.default)
-        if field.name in NOT_FOR_BEAMS and not is_default or value == "native":
+        if (field.name in NOT_FOR_BEAMS and not is_default) or value == "native":
             raise UsageError(
                 f"{field.name} is {value!r}, but a Transformer takes the most likely target, greedily or with --beams; "
                 f"leave out --{field.name.replace('_', '-')}"
