@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch import nn
 
 from lamoid.checkpoints.hf import write_model
 from lamoid.data.conversations import Conversation
 from lamoid.data.instruct import Example
 from lamoid.data.packed import Batch
 from lamoid.data.packing import PackedConversations
+from lamoid.data.pairs import EncodedPair, PairRows
 from lamoid.models.llama import Llama, LlamaConfig
+from lamoid.models.transformer import Transformer, TransformerConfig
 from lamoid.nn.losses import IGNORED
 from lamoid.training.loop import Progress, train
-from lamoid.training.objectives import next_token
+from lamoid.training.objectives import next_token, target_tokens
 
 CONFIG = LlamaConfig(
     61, d_model=24, n_layers=2, n_heads=3, n_kv_heads=1, head_dim=10, d_ff=32, max_seq_len=64, init_std=0.3
@@ -114,3 +117,51 @@ def test_accumulated_micro_batches_with_unequal_numbers_of_trained_tokens_are_on
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(weights[2], weights[0], rtol=1e-10, atol=1e-12)
+
+
+def test_a_targets_loss_is_torchs_row_by_row():
+    """Padding changes nothing: the batch's loss is the sum over its rows alone, smoothed as torch smooths."""
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(37, 24, 2, 3, 40, dropout=0.0)).double().initialise(0)
+    generator = np.random.default_rng(0)
+    lengths = [(5, 9), (1, 1), (8, 3), (2, 0)]
+    pairs = [
+        EncodedPair(generator.integers(3, 37, s).tolist(), generator.integers(3, 37, t).tolist()) for s, t in lengths
+    ]
+    batch = next(iter(PairRows(pairs, 4, 0, 1, 2, 0).in_order()))
+    for smoothing in (0.0, 0.1, 0.3):
+        model.zero_grad()
+        loss, n = target_tokens(smoothing)(model, batch)
+        loss.backward()
+        ours = [parameter.grad.clone() for parameter in model.parameters()]
+        model.zero_grad()
+        expected = torch.zeros((), dtype=torch.float64)
+        for pair in pairs:
+            logits = model(torch.tensor([pair.source]), torch.tensor([[1, *pair.target]]))[0]
+            labels = torch.tensor([*pair.target, 2])
+            expected = expected + nn.functional.cross_entropy(
+                logits, labels, label_smoothing=smoothing, reduction="sum"
+            )
+        expected.backward()
+        assert n == sum(t + 1 for _, t in lengths)
+        torch.testing.assert_close(loss, expected)
+        for gradient, parameter in zip(ours, model.parameters(), strict=True):
+            torch.testing.assert_close(gradient, parameter.grad)
+
+
+def test_micro_batches_of_pairs_make_the_update_of_one_batch():
+    generator = np.random.default_rng(1)
+    pairs = [
+        EncodedPair(generator.integers(3, 37, s).tolist(), generator.integers(3, 37, 9 - s).tolist())
+        for s in range(1, 8)
+    ]
+    models = []
+    for rows in (7, 2):
+        model = Transformer(TransformerConfig(37, 24, 1, 3, 40, dropout=0.0)).double().initialise(0)
+        batches = list(PairRows(pairs, rows, 0, 1, 2, 0).in_order())
+        options = {"schedule": lambda step: 0.1, "max_steps": 1, "progress": Progress(0), "accumulate": len(batches)}
+        optimizer = torch.optim.SGD(model.parameters())
+        train(model, lambda i, own=batches: (own[i], i + 1), target_tokens(0.1), optimizer, **options)
+        models.append(model)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sacrebleu import corpus_chrf
 from sklearn.metrics import accuracy_score, f1_score
 
-from lamoid.training.scores import accuracy, answer_f1, exact_match, macro_f1
+from lamoid.training.scores import accuracy, answer_f1, chrf, exact_match, macro_f1
 
 # (prediction, answers, exact match, F1) as evaluate-v2.0.py of SQuAD computes them
 OFFICIAL = [
@@ -74,3 +75,10 @@ def test_answers_are_scored_as_the_official_script_scores_them(prediction, answe
 def test_chinese_and_kana_are_scored_by_characters(prediction, answer, f1):
     assert answer_f1(prediction, [answer]) == pytest.approx(f1)
     assert exact_match(prediction, [answer]) == 0
+
+
+def test_chrf_is_sacrebleus():
+    made = ["the cat sat", "con mèo ngồi", "猫坐在垫子", ""]
+    right = ["the cat sat on a mat", "con mèo đã ngồi", "猫坐在垫子上", "고양이"]
+    assert chrf(made, right) == corpus_chrf(made, [right]).score
+    assert chrf(right, right) == pytest.approx(100) and chrf(["ab"], ["cd"]) == 0

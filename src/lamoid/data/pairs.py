@@ -135,11 +135,11 @@ def _key(source: str, seed: int) -> int:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """The ids of a source, its end included, and of a target without beginning and end; and the texts."""
+    """The ids of a source, its end included, and of a target without beginning and end; and the texts, if they are known."""
 
     source: list[int]
     target: list[int]
-    texts: TextPair
+    texts: TextPair = TextPair("", "", "")
 
     @property
     def n_tokens(self) -> int:
