@@ -11,7 +11,7 @@
 
 enum { TILE = 4 }; /* tokens that share one look at the weights */
 
-#define TOKENS _Pragma("GCC unroll 4") for (int t = 0; t < T; t++)
+#define TOKENS _Pragma("GCC unroll 6") for (int t = 0; t < T; t++)
 #define UNROLL _Pragma("GCC unroll 8")
 
 /* ---- Quantized panels. `out` is (tokens, stride): 8 numbers for each token. ---- */
