@@ -14,7 +14,8 @@ from lamoid.inference.engine import NativeDecoder
 
 N = 3
 """Tokens that must have occurred before in this order."""
-LEAST_GUESSES, MOST_GUESSES = 2, 12
+LEAST_GUESSES, MOST_GUESSES = 3, 11
+"""With the token before them these are whole tiles of four, which share one look at the weights."""
 
 
 class SpeculatingDecoder:
@@ -27,7 +28,7 @@ class SpeculatingDecoder:
         self._next: dict[tuple[int, ...], int] = {}  # N tokens -> the index behind their last occurrence
         self._guesses: list[int] = []
         self._waiting: list[np.ndarray] = []  # the logits behind each guess
-        self._is_alone, self._most = False, 4
+        self._is_alone, self._most = False, LEAST_GUESSES
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Read the prompts; returns the logits of the token after each."""
@@ -49,10 +50,10 @@ class SpeculatingDecoder:
             self._guesses = self._guesses[1:]
             logits, *self._waiting = self._waiting
             if not self._guesses:
-                self._most = min(2 * self._most, MOST_GUESSES)
+                self._most = min(self._most + 4, MOST_GUESSES)
             return logits[None]
         if self._guesses:
-            self._most = max(self._most // 2, LEAST_GUESSES)
+            self._most = LEAST_GUESSES
         self._forget_guesses()
         self._guesses = self._guess()
         self.n_guessed += len(self._guesses)

@@ -15,16 +15,27 @@ INLINE f8 load_cached(const int is_half, const uint8_t *p, int i) {
     return is_half ? load_half8((const uint16_t *)p + i) : load8((const float *)p + i);
 }
 
+enum { MOST_T = 6 }; /* queries that share one look at keys and values */
+
 /* Scores of T queries (E apart in q) with 8 W keys, which stand side by side for each feature. */
 INLINE void score_keys(const int is_half, const int T, const int W, const uint8_t *keys, int first, const float *q, int q_stride, int n_features, float *scores, int stride) {
-    f8 total[4][8];
+    f8 total[MOST_T][8];
     TOKENS for (int w = 0; w < W; w++) total[t][w] = zero8();
     for (int e = 0; e < n_features; e++) {
-        f8 feature[4];
-        TOKENS feature[t] = all8(q[t * q_stride + e]);
-        for (int w = 0; w < W; w++) {
-            f8 k = load_cached(is_half, keys, e * PAGE_KEYS + first + 8 * w);
-            TOKENS total[t][w] = fma8(feature[t], k, total[t][w]);
+        if (T <= 3) { /* few queries, many keys: keep the queries' numbers, else the keys' */
+            f8 feature[MOST_T];
+            TOKENS feature[t] = all8(q[t * q_stride + e]);
+            for (int w = 0; w < W; w++) {
+                f8 k = load_cached(is_half, keys, e * PAGE_KEYS + first + 8 * w);
+                TOKENS total[t][w] = fma8(feature[t], k, total[t][w]);
+            }
+        } else {
+            f8 k[8];
+            for (int w = 0; w < W; w++) k[w] = load_cached(is_half, keys, e * PAGE_KEYS + first + 8 * w);
+            TOKENS {
+                f8 feature = all8(q[t * q_stride + e]);
+                for (int w = 0; w < W; w++) total[t][w] = fma8(feature, k[w], total[t][w]);
+            }
         }
     }
     TOKENS for (int w = 0; w < W; w++) store8(scores + t * stride + first + 8 * w, total[t][w]);
@@ -32,16 +43,25 @@ INLINE void score_keys(const int is_half, const int T, const int W, const uint8_
 
 /* Σ weight · value of T queries over n keys of the pages, for 8 W features. */
 INLINE void mix_values(const int is_half, const int T, const int W, const uint8_t *const pages[], int64_t values_at, int width, int feature, const float *weights, int stride, int n_keys, float *const out[]) {
-    f8 total[4][8];
+    f8 total[MOST_T][8];
     TOKENS for (int w = 0; w < W; w++) total[t][w] = zero8();
     for (int key = 0; key < n_keys; key++) {
         const uint8_t *values = pages[key / PAGE_KEYS] + values_at;
         int at = key % PAGE_KEYS * width + feature;
-        f8 weight[4];
-        TOKENS weight[t] = all8(weights[t * stride + key]);
-        for (int w = 0; w < W; w++) {
-            f8 v = load_cached(is_half, values, at + 8 * w);
-            TOKENS total[t][w] = fma8(weight[t], v, total[t][w]);
+        if (T <= 3) {
+            f8 weight[MOST_T];
+            TOKENS weight[t] = all8(weights[t * stride + key]);
+            for (int w = 0; w < W; w++) {
+                f8 v = load_cached(is_half, values, at + 8 * w);
+                TOKENS total[t][w] = fma8(weight[t], v, total[t][w]);
+            }
+        } else {
+            f8 v[8];
+            for (int w = 0; w < W; w++) v[w] = load_cached(is_half, values, at + 8 * w);
+            TOKENS {
+                f8 weight = all8(weights[t * stride + key]);
+                for (int w = 0; w < W; w++) total[t][w] = fma8(weight, v[w], total[t][w]);
+            }
         }
     }
     TOKENS for (int w = 0; w < W; w++) store8(out[t] + feature + 8 * w, total[t][w]);
@@ -64,8 +84,8 @@ INLINE void soften(float *scores, int n, int padded, Partial *out) {
 
 /* T queries against one range: `limits` say how many keys of it each may see; `out` are their results. */
 INLINE void attend_tile(const int is_half, const int T, const int W, const uint8_t *const pages[], int64_t keys_at, int64_t values_at, int n_features, int width, const float *q, const int *limits, Partial *out) {
-    _Alignas(32) float scores[4 * RANGE];
-    float *values[4];
+    _Alignas(32) float scores[MOST_T * RANGE];
+    float *values[MOST_T];
     int most = 0;
     TOKENS {
         most = limits[t] > most ? limits[t] : most;
@@ -80,15 +100,18 @@ INLINE void attend_tile(const int is_half, const int T, const int W, const uint8
     for (; feature < width; feature += 8) mix_values(is_half, T, 1, pages, values_at, width, feature, scores, RANGE, most, values);
 }
 
-/* Any number of queries, 4 at a time; with fewer, more keys at a time keep the processor's units busy. */
+/* Any number of queries, 6 at a time; with fewer, more keys at a time keep the processor's units busy. */
 INLINE void attend_range(const int is_half, const uint8_t *const pages[], int64_t keys_at, int64_t values_at, int n_features, int width, const float *q, const int *limits, int n_queries, Partial *out) {
-    for (int i = 0; i < n_queries; i += 4) {
+    for (int i = 0, some; i < n_queries; i += some) {
         const float *rows = q + (int64_t)i * width;
-        switch (n_queries - i) {
+        some = n_queries - i < 6 ? n_queries - i : 6;
+        if (some == 5) some = 3;
+        switch (some) {
         case 1: attend_tile(is_half, 1, 8, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i); break;
         case 2: attend_tile(is_half, 2, 4, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i); break;
         case 3: attend_tile(is_half, 3, 4, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i); break;
-        default: attend_tile(is_half, 4, 2, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i);
+        case 4: attend_tile(is_half, 4, 2, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i); break;
+        default: attend_tile(is_half, 6, 2, pages, keys_at, values_at, n_features, width, rows, limits + i, out + i);
         }
     }
 }

@@ -11,7 +11,7 @@
 
 enum { TILE = 4 }; /* tokens that share one look at the weights */
 
-#define TOKENS for (int t = 0; t < T; t++)
+#define TOKENS _Pragma("GCC unroll 6") for (int t = 0; t < T; t++)
 #define UNROLL _Pragma("GCC unroll 8")
 
 /* ---- Quantized panels. `out` is (tokens, stride): 8 numbers for each token. ---- */
@@ -20,6 +20,9 @@ enum { TILE = 4 }; /* tokens that share one look at the weights */
 
 /* 8 whole numbers at once: for each row the sum over the group so far. */
 typedef __m256i i8;
+
+/* Finish this sum before the next product begins: compilers like to make many products first and run out of registers. */
+#define IN_ORDER(x) __asm__("" : "+x"(x))
 
 INLINE i8 load_words(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
 INLINE i8 word_of(const int8_t *q) { /* 4 columns of a token, for all 8 rows */
@@ -40,8 +43,11 @@ INLINE void group_q8_0(const uint8_t *words, const int8_t *const q[], i8 sum[], 
     TOKENS sum[t] = _mm256_setzero_si256();
     UNROLL for (int j = 0; j < 8; j++) {
         i8 w = load_words(words + 32 * j), size = _mm256_abs_epi8(w);
-        TOKENS sum[t] = _mm256_add_epi32(
-            sum[t], add_pairs(_mm256_maddubs_epi16(size, _mm256_sign_epi8(word_of(q[t] + 4 * j), w))));
+        TOKENS {
+            i8 products = _mm256_maddubs_epi16(size, _mm256_sign_epi8(word_of(q[t] + 4 * j), w));
+            sum[t] = _mm256_add_epi32(sum[t], add_pairs(products));
+            IN_ORDER(sum[t]);
+        }
     }
 }
 
@@ -54,6 +60,7 @@ INLINE void group_q4(const uint8_t *words, const int8_t *const q[], i8 sum[], co
             i8 first = _mm256_maddubs_epi16(low, word_of(q[t] + 4 * j));
             i8 last = _mm256_maddubs_epi16(high, word_of(q[t] + 16 + 4 * j));
             sum[t] = _mm256_add_epi16(sum[t], _mm256_add_epi16(first, last));
+            IN_ORDER(sum[t]);
         }
     }
     TOKENS sum[t] = add_pairs(sum[t]);
