@@ -6,8 +6,8 @@ The package debian-handbook (hundreds of pages in 26 languages) is fetched by ap
 languages of a page have the same structure, so that a paragraph is the other's translation where it stands in the same
 place. One `lamoid pretrain` learns from 95 % of the paragraphs; the others are translated greedily and with four beams. chrF
 tells how close that is to the book's own translation, beside three answers that took no training on the source: the source
-itself, the translation of another paragraph drawn at random, and the translation of the training paragraph whose source is
-the most like it by chrF (a translation memory).
+itself, the translation of another paragraph drawn at random, and the translation of the training paragraph whose source
+shares the most runs of three letters with it (a translation memory).
 """
 
 import argparse

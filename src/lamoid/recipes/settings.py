@@ -88,9 +88,7 @@ class PretrainSettings(TrainingSettings):
 
     data: list[str] = option([], "files, folders, globs, or python-docs, python-code")
     out: str = option("", "directory of the run; the same command goes on where it stopped")
-    model: str = option(
-        "auto", "auto, or a published size such as llama-3.2-1b, gpt2, bert-small, transformer-base"
-    )
+    model: str = option("auto", "auto, or a published size such as llama-3.2-1b, gpt2, bert-small, transformer-base")
     init: str = option("", "go on with this model instead of a new one: a directory, a GGUF file or a fetched model")
     grow_vocab: int = option(0, "tokens that the tokenizer of --init learns from the text, for a new language")
     old_text: str = option("python-docs", "text of the domain that --init knows, to see what it forgets")
