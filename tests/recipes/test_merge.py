@@ -292,7 +292,7 @@ def test_a_merge_that_is_wrong_leaves_nothing(
 
     monkeypatch.setattr(merged, "merged_weight", wrong)
     assert main(["merge", str(directory), "--out", str(directory.parent / "merged")]) == 4
-    assert "logits of the merged model differ by" in capsys.readouterr().err
+    assert "the next tokens of the merged model differ by" in capsys.readouterr().err
     assert sorted(path.name for path in directory.parent.iterdir()) == ["adapter", "base"]
 
 

@@ -19,8 +19,12 @@ from lamoid.models.llama import Llama
 from lamoid.models.llama_config import parameter_shapes
 from lamoid.tokenizers.tokenizer import Tokenizer
 
-MOST_RELATIVE_DRIFT = 1e-4
-"""Of a logit where nothing is rounded but float32 itself; a merge beyond it would be wrong, and is refused."""
+MOST_MEAN_KL_NATS = 1e-6
+"""Where nothing is rounded but float32 itself; a merge beyond it is wrong, and refused.
+
+Not the largest difference of a logit, which a few ill-conditioned positions decide: SmolLM2 with a LoRA that was trained
+came to 4·10⁻⁵ of the largest logit at one of 128 positions, though in float64 it is 2·10⁻⁶. The mean KL was 3·10⁻¹⁰.
+"""
 
 
 def merged_source(model: Llama, path: Path, tokenizer: Tokenizer | None, end_ids: tuple[int, ...]) -> Source:
@@ -59,19 +63,19 @@ def drift(model: Llama, result: Source, ids: list[int], *, exact: bool) -> dict[
     merged = torch.cat(list(streamed.logits(x)), dim=-1)[0]
     adapted = model(tokens)[0].float()
     difference = float((merged - adapted).abs().max())
-    relative = difference / float(adapted.abs().max())
-    if not math.isfinite(relative) or (exact and relative > MOST_RELATIVE_DRIFT):
-        raise RunError(
-            f"the certificate failed: logits of the merged model differ by {relative:.2g} of the largest from the "
-            f"adapter's; {MOST_RELATIVE_DRIFT:g} is allowed"
-        )
     p, q = adapted.double().log_softmax(dim=-1), merged.double().log_softmax(dim=-1)
+    mean_kl = float((p.exp() * (p - q)).sum(dim=-1).mean())
+    if not math.isfinite(mean_kl) or (exact and mean_kl > MOST_MEAN_KL_NATS):
+        raise RunError(
+            f"the certificate failed: the next tokens of the merged model differ by {mean_kl:.2g} nats (KL) from the "
+            f"adapter's; {MOST_MEAN_KL_NATS:g} is allowed"
+        )
     targets = torch.tensor(ids[1:])
     return {
         "drift": {
             "largest_logit_difference": difference,
-            "relative": relative,
-            "mean_kl_nats": float((p.exp() * (p - q)).sum(dim=-1).mean()),
+            "relative": difference / float(adapted.abs().max()),
+            "mean_kl_nats": mean_kl,
             "same_most_likely_token": float((merged.argmax(-1) == adapted.argmax(-1)).double().mean()),
             "perplexity": {
                 "adapter": math.exp(min(float(F.nll_loss(p[:-1], targets)), 700)),
