@@ -45,9 +45,9 @@ INLINE void score_keys(const int is_half, const int T, const int W, const uint8_
 INLINE void mix_values(const int is_half, const int T, const int W, const uint8_t *const pages[], int64_t values_at, int width, int feature, const float *weights, int stride, int n_keys, float *const out[]) {
     f8 total[MOST_T][8];
     TOKENS for (int w = 0; w < W; w++) total[t][w] = zero8();
-    for (int key = 0; key < n_keys; key++) {
-        const uint8_t *values = pages[key / PAGE_KEYS] + values_at;
-        int at = key % PAGE_KEYS * width + feature;
+    const uint8_t *values = NULL;
+    for (int key = 0, at = 0; key < n_keys; key++, at += width) {
+        if (key % PAGE_KEYS == 0) values = pages[key / PAGE_KEYS] + values_at, at = feature;
         if (T <= 3) {
             f8 weight[MOST_T];
             TOKENS weight[t] = all8(weights[t * stride + key]);
