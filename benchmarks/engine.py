@@ -165,7 +165,9 @@ class Bench:
         nats = {system: sum(loss(logits(w), w) for w in windows) for system, logits in systems.items()}
         n_scored = sum(len(window) - 1 for window in windows)
         rates = {system: [math.exp(total / n_scored)] for system, total in nats.items()}
-        self.report(name, rates, {"tokens": n_scored}, "perplexity, lower is better")
+        own = rates["lamoid"][0]
+        facts = {f"above {peer}": f"{own / rates[peer][0] - 1:+.2%}" for peer in ("llama.cpp", "torch")}
+        self.report(name, rates, {"tokens": n_scored, **facts}, "perplexity, lower is better")
         peer.close()
 
     def native(self, file: Path) -> NativeModel:
