@@ -88,7 +88,7 @@ def test_what_transformers_writes_with_gpt_2s_directory(
     ("verb", "name", "code", "message"),
     [
         (["generate", "MODEL", "x"], "bert", 2, "is a Bert, which writes no text"),
-        (["generate", "MODEL", "x"], "transformer", 2, "is a Transformer, which writes no text"),
+        (["eval", "MODEL", "--text", "TEXT"], "transformer", 2, "is a Transformer, which writes no text"),
         (["convert", "MODEL", "OUT.gguf"], "gpt2", 3, "holds no Llama"),
         (["convert", "MODEL", "OUT"], "roberta", 3, "holds no Llama"),
         (["embed", "MODEL", "TEXT", "--json"], "gpt2", 2, "is a GPT2; vectors come from encoders"),
