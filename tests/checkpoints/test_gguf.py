@@ -1,7 +1,6 @@
 """The GGUF reader against the `gguf` package, and against files that are damaged or made to hurt (fault F26)."""
 
 import os
-import random
 import struct
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from tests.checkpoints.gguf_files import HALVES, random_tensor, written_by_peer
 
 from lamoid.checkpoints.gguf import (
     MAX_HEADER_BYTES,
@@ -29,8 +29,6 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 U8, BOOL, STRING, ARRAY, U32, F32_VALUE = 0, 7, 8, 9, 4, 6
 F32, Q4_0, Q8_0, Q6_K = 0, 2, 8, 14
-HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2]}
-HALVES |= {"Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208]}
 
 
 # ---- block formats
@@ -324,48 +322,6 @@ def test_large_headers_made_to_hurt_take_less_than_a_second(tmp_path: Path) -> N
     assert seconds_to_refuse(path, "that a header may have") < 1
 
 
-def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
-    source, _ = written_by_peer(tmp_path, None)
-    content = source.read_bytes()
-    header_end = content.index(b"BF16") + 64
-    chance, outcomes = random.Random(26), {"read": 0, "refused": 0}
-    for _ in range(400):
-        path = tmp_path / "mutated.gguf"
-        path.write_bytes(mutated(content, chance, header_end))
-        start = time.perf_counter()
-        try:
-            file = read_gguf(path)
-            for found in file.tensors.values():
-                assert dequantize(found).shape == found.shape
-            outcomes["read"] += 1
-        except CheckpointError as error:
-            assert "\n" not in str(error) and str(path) in str(error)
-            outcomes["refused"] += 1
-        assert time.perf_counter() - start < 1
-    assert min(outcomes.values()) > 20, outcomes
-
-
-def mutated(content: bytes, chance: random.Random, header_end: int) -> bytes:
-    """Some of: flipped bits, extreme numbers, bytes taken out, put in or repeated, an end cut off."""
-    changed = bytearray(content)
-    for _ in range(chance.choice([1, 1, 2, 3])):
-        at = chance.randrange(min(chance.choice([header_end, len(content)]), len(changed)))
-        match chance.randrange(10):
-            case 0:
-                changed[at : at + 8] = struct.pack("<Q", chance.choice([0, 1, 2**31, 2**32, 2**40, 2**63, 2**64 - 1]))
-            case 1:
-                del changed[at : at + chance.randint(1, 16)]
-            case 2:
-                changed[at:at] = chance.randbytes(chance.randint(1, 16))
-            case 3:
-                changed[at:at] = changed[at : at + chance.randint(1, 64)]
-            case 4:
-                del changed[chance.randrange(1, len(changed)) :]
-            case _:
-                changed[at] ^= 1 << chance.randrange(8)
-    return bytes(changed)
-
-
 def seconds_to_refuse(path: Path, message: str) -> float:
     start = time.perf_counter()
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -375,49 +331,8 @@ def seconds_to_refuse(path: Path, message: str) -> float:
     return seconds
 
 
-def random_tensor(type_name: str, n_rows: int, n_blocks: int) -> GGUFTensor:
-    """Random bytes with finite scales: NaN has many bit patterns, and processors choose among them."""
-    block, dice = FORMATS[type_name], np.random.default_rng(n_rows)
-    if block.n_weights == 1:
-        weights = dice.normal(size=(n_rows, n_blocks)).astype(np.float16 if type_name == "F16" else np.float32)
-        data = weights.view(np.uint8).reshape(n_rows, n_blocks, -1)[..., -block.n_bytes :]
-        return GGUFTensor("x", (n_rows, n_blocks), type_name, data.reshape(n_rows, -1))
-    data = dice.integers(0, 256, (n_rows, n_blocks, block.n_bytes), dtype=np.uint8)
-    for at in HALVES[type_name]:
-        scales = dice.normal(size=(n_rows, n_blocks, 1)).astype("<f2")
-        data[..., at : at + 2] = scales.view(np.uint8)
-    return GGUFTensor("x", (n_rows, n_blocks * block.n_weights), type_name, data.reshape(n_rows, -1))
-
-
 def peers_weights(tensor: GGUFTensor) -> np.ndarray:
     peer_type = gguf.GGMLQuantizationType[tensor.type_name]
     dtype = {"F32": np.float32, "F16": np.float16}.get(tensor.type_name, np.uint8)
     with np.errstate(all="ignore"):
         return np.asarray(gguf.quants.dequantize(tensor.data.view(dtype), peer_type), np.float32)
-
-
-def written_by_peer(folder: Path, alignment: int | None) -> tuple[Path, dict[str, GGUFTensor]]:
-    path = folder / "peer.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    if alignment is not None:
-        writer.add_custom_alignment(alignment)
-    writer.add_uint8("an.u8", 200)
-    writer.add_int64("an.i64", -(2**40))
-    writer.add_float64("an.f64", 1e300)
-    writer.add_bool("a.bool", True)
-    writer.add_string("a.text", "„Grüße“\n🦙\0")
-    writer.add_key_value("no.text", "", gguf.GGUFValueType.STRING)
-    writer.add_array("texts", ["", "ä", "a b"])
-    writer.add_array("integers", [1, -2, 3])
-    writer.add_array("bools", [True, False])
-    writer.add_array("floats", [0.5, -0.25])
-    tensors = {name: random_tensor(name, n_rows, n_blocks=2) for n_rows, name in enumerate(FORMATS, start=1)}
-    for name, tensor in tensors.items():
-        peer_type = gguf.GGMLQuantizationType[tensor.type_name]
-        dtype = {"F32": np.float32, "F16": np.float16}.get(tensor.type_name, np.uint8)
-        writer.add_tensor(name, np.ascontiguousarray(tensor.data).view(dtype), raw_dtype=peer_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path, tensors

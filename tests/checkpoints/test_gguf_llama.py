@@ -18,11 +18,11 @@ from lamoid.checkpoints.conversion import convert, open_model
 from lamoid.checkpoints.gguf import read_gguf
 from lamoid.checkpoints.gguf_llama import config_from_gguf, read_gguf_model
 from lamoid.checkpoints.gguf_write import metadata
-from lamoid.errors import CheckpointError
+from lamoid.errors import CheckpointError, DataError
 from lamoid.inference.sampling import Sampling
 from lamoid.models.llama import LlamaConfig
 from lamoid.nn.rope_scaling import DynamicNTKScaling, LinearScaling, Llama3Scaling, YarnScaling
-from lamoid.tokenizers.gguf_vocabulary import PROBE
+from lamoid.tokenizers.gguf_vocabulary import PROBE, tokenizer_from_gguf, tokenizer_to_gguf
 
 GREEDY = Sampling(temperature=0)
 PROMPTS = ["The capital of France is", "Thủ đô của Việt Nam là thành phố"]
@@ -112,13 +112,17 @@ def test_factors_of_llama_3_need_no_key_of_ours_and_odd_ones_are_refused(model_d
     ("key", "value"),
     [
         ("general.architecture", "qwen2"),
+        ("general.architecture", ["llama", "llama"]),
         ("general.type", "adapter"),
+        ("general.type", np.array([], np.int32)),
         ("split.count", 3),
+        ("split.count", np.array([1, 1], np.int32)),
         ("llama.expert_count", 8),
         ("llama.attention.sliding_window", 4096),
         ("llama.attention.value_length", 8),
         ("llama.rope.dimension_count", 8),
         ("llama.rope.scaling.type", "longrope"),
+        ("llama.rope.scaling.type", np.array([1.0, 2.0], np.float32)),
         ("llama.logit_scale", 0.5),
         ("llama.something_new", 1),
         ("llama.block_count", 2**31),
@@ -136,6 +140,34 @@ def test_what_a_llama_cannot_be_is_refused_by_name(key: str, value: object, mode
     ours = {"llama.attention.head_count_kv": "n_kv_heads"}
     with pytest.raises(CheckpointError, match=ours.get(key, key).replace(".", r"\.")):
         config_from_gguf(read)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model", ["llama"], "only 'llama'"),
+        ("model", np.array([1, 2]), "only 'llama'"),
+        ("precompiled_charsmap", 7, "rewrites texts"),
+        ("token_type", np.array([1.0, np.nan], np.float32), "it must be an array of whole numbers"),
+        ("token_type", np.array([np.inf], np.float32), "it must be an array of whole numbers"),
+        ("merges", np.array([1, 2]), "no list of texts"),
+    ],
+)
+def test_a_vocabulary_of_other_types_is_refused(key: str, value: object, message: str, tokenizer) -> None:
+    metadata = tokenizer_to_gguf(tokenizer, tokenizer.vocab_size)
+    with pytest.raises(DataError, match=message):
+        tokenizer_from_gguf(metadata | {f"tokenizer.ggml.{key}": value})
+
+
+@pytest.mark.parametrize(
+    "own", [[np.nan, 1, 4, 8192], [32, 1, 4, np.inf], [1e300, 1, 4, 1e300], [32, 4, 4, 8192], [32, 1, 4, 0]]
+)
+def test_factors_of_llama_3_beside_a_key_that_makes_no_sense(own: list[float], model_directory, tmp_path: Path) -> None:
+    config = replace(SCALED, head_dim=64)
+    convert(open_model(model_directory(config)), tmp_path / "x.gguf")
+    read = read_gguf(tmp_path / "x.gguf")
+    read.metadata["lamoid.rope.llama3"] = np.array(own)
+    assert config_from_gguf(read).rope_scaling == SCALED.rope_scaling
 
 
 def test_missing_superfluous_and_misshapen_tensors_are_listed_together(model_directory, tmp_path: Path) -> None:

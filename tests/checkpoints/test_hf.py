@@ -313,7 +313,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path, max_shard_size="4KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
     shard.unlink()
-    assert f"{shard.name} cannot be read" in error_of(tmp_path)
+    assert f"{shard.name!r} cannot be read" in error_of(tmp_path)
 
 
 def test_every_tensor_that_does_not_fit_is_in_one_message(directory: Path) -> None:
@@ -384,6 +384,12 @@ def test_a_shard_outside_the_directory_is_refused(directory: Path, shard: str) -
     assert "lies outside the directory" in error_of(directory)
 
 
+def test_nobody_waits_for_a_pipe(directory: Path) -> None:
+    shard_index(directory, "pipe.safetensors")
+    os.mkfifo(directory / "pipe.safetensors")
+    assert "shard 'pipe.safetensors' cannot be read: it is not there, or no file" in error_of(directory)
+
+
 @pytest.mark.parametrize("target", ["../outside.safetensors", "{parent}/outside.safetensors", "circle.safetensors"])
 def test_a_link_that_leaves_the_directory_is_refused(directory: Path, target: str) -> None:
     shard_index(directory, "linked.safetensors")
@@ -409,13 +415,24 @@ def test_a_link_inside_the_directory_is_followed(directory: Path) -> None:
         ({"weight_map": {"a": "sub"}}, "cannot be read"),
         ({"weight_map": {"a": "config.json"}}, "cannot be read"),
         ({"weight_map": {"a": "x" * 5000}}, "cannot be read"),
+        ({"weight_map": {"a": "x/" * 50_000}}, "lies outside the directory"),
     ],
 )
 def test_a_damaged_index(directory: Path, index: dict[str, Any], message: str) -> None:
     (directory / WEIGHTS).unlink()
     (directory / "sub").mkdir()
     (directory / INDEX).write_text(json.dumps(index))
-    assert message in error_of(directory)
+    assert message in error_of(directory) and len(error_of(directory)) < 2000
+
+
+def test_messages_stay_short_whatever_the_file_says(directory: Path) -> None:
+    """A line, not a file: values and names are cut, and of many problems the first are told."""
+    tensors = {f"{i} " + "x" * 1000: torch.zeros(1) for i in range(100)}
+    change_tensors(directory, **tensors)
+    assert "and 80 more" in error_of(directory) and len(error_of(directory)) < 6000
+    for field in ("model_type", "hidden_act", "rope_scaling", "vocab_size", "rms_norm_eps", "tie_word_embeddings"):
+        (directory / "config.json").write_text(json.dumps(hf_config(**{field: "x" * 100_000})))
+        assert field in error_of(directory) and len(error_of(directory)) < 500
 
 
 def test_a_tensor_in_two_shards_is_refused(directory: Path) -> None:

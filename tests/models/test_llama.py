@@ -19,7 +19,7 @@ from lamoid.errors import UsageError
 from lamoid.models.llama import PRESETS, Llama, LlamaConfig
 from lamoid.nn.kv_cache import KVCache
 from lamoid.nn.losses import IGNORED
-from lamoid.nn.rope_scaling import DynamicNTKScaling, Llama3Scaling
+from lamoid.nn.rope_scaling import DynamicNTKScaling, LinearScaling, Llama3Scaling, YarnScaling
 from lamoid.training.loop import Progress, train
 from lamoid.training.objectives import next_token
 
@@ -513,6 +513,27 @@ def test_initial_loss_is_that_of_guessing() -> None:
 def test_configuration_refuses_and_names(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"^{field} is {value}"):
         dataclasses.replace(small_model().config, **{field: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(rope_base=1.0, rope_scaling=YarnScaling(4.0, 64)),
+        dict(rope_base=1e-320),
+        dict(rope_scaling=YarnScaling(4.0, 64, beta_fast=1e308)),
+        dict(rope_scaling=YarnScaling(4.0, 10**400)),
+        dict(rope_scaling=YarnScaling(4.0, 64, attention_factor=math.nan)),
+        dict(rope_scaling=LinearScaling(0.0)),
+        dict(rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 10**30)),
+        dict(head_dim=2, rope_scaling=DynamicNTKScaling(4.0, 16)),
+    ],
+    ids=str,
+)
+def test_positions_that_are_not_finite_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"^rope_base .* gives frequencies that are not finite"):
+        dataclasses.replace(small_model().config, **change)
+    with torch.device("meta"):  # a model that is only being described is no reason to refuse
+        dataclasses.replace(small_model().config, rope_scaling=YarnScaling(4.0, 64))
 
 
 def test_mask_of_the_wrong_length_is_refused() -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -151,6 +152,47 @@ def test_a_chat_template_goes_along(finished, make_run, tmp_path, capsys, monkey
     monkeypatch.setattr("sys.stdin", io.StringIO("con mèo\n"))
     assert main(["chat", str(run.out), "--max-new-tokens=3", "--threads=1"]) == 0
     assert "tok/s" in capsys.readouterr().err
+
+
+def test_smollm2_learns_vietnamese(smollm2, make_run, tmp_path):
+    """The real model by its name, three steps, and what it says about both texts, held against transformers."""
+    folder, old = tmp_path / "văn bản", tmp_path / "old.txt"
+    (folder / "thơ").mkdir(parents=True)
+    for name, start in (("một.txt", 0), ("thơ/hai.txt", 12)):
+        lines = [
+            f"Ngày {i}, trời mưa ở Huế. Bà nấu {i + 2} bát bún bò, rồi cả nhà kể chuyện đến khuya. " * 2
+            for i in range(12)
+        ]
+        (folder / name).write_text(
+            "\n\n".join(line.replace("Ngày ", f"Ngày {start}") for line in lines), encoding="utf-8"
+        )
+    old.write_text("The capital of France is Paris, which lies on the river Seine.", encoding="utf-8")
+    run = make_run(
+        "on", data=folder, init="smollm2", **{"old-text": old, "max-steps": 3, "eval-every": 3, "context": 64}
+    )
+    del run.flags["vocab-size"]
+    run.environment = {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+    assert run.finish(**{"batch-rows": 1, "learning-rate": 1e-4}) == 0, run.messages()
+    found = re.findall(r"(new|old) text +([\d.]+) -> ([\d.]+)", run.messages())
+    moved = {name: (float(before), float(after)) for name, before, after in found}
+    assert moved["new"][1] < 0.95 * moved["new"][0]
+    for directory, bits in zip((smollm2, run.out), moved["old"], strict=True):
+        assert bits == pytest.approx(peers_bits_per_byte(directory, old.read_text(encoding="utf-8")), rel=2e-4)
+    messages = [{"role": "user", "content": "Thủ đô của Việt Nam là gì?"}]
+    before, after = (transformers.AutoTokenizer.from_pretrained(directory) for directory in (smollm2, run.out))
+    assert before.chat_template == after.chat_template
+    assert before.apply_chat_template(messages)["input_ids"] == after.apply_chat_template(messages)["input_ids"]
+    shutil.rmtree(run.out)  # 1.6 GB
+
+
+@torch.inference_mode()
+def peers_bits_per_byte(directory, text):
+    """A text that is shorter than the context, behind a begin-of-text token."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False)["input_ids"]]])
+    assert ids.shape[1] < 64
+    return float(model(ids, labels=ids).loss) * (ids.shape[1] - 1) / math.log(2) / len(text.encode())
 
 
 def test_init_brings_its_own_shape(make_run, finished):

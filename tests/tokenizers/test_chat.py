@@ -369,7 +369,7 @@ HOSTILE = {
     "huge string": ("{{ 'a' * 10**10 }}", "MemoryError"),
     "huge list": ("{% set x = [1] * 10**9 %}", "MemoryError"),
     "huge range": ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
-    "huge output": ("{% for i in range(90000) %}{{ 'a' * 10000 }}{% endfor %}", "more than 4194304 characters"),
+    "huge output": ("{% for i in range(90000) %}{{ 'a' * 10000 }}{% endfor %}", "more than 1048576 characters"),
     "huge padding": ("{{ '%999999999d' % 1 }}", "MemoryError"),
     "nested loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "longer|limits"),
     "huge number": ("{{ (9 ** (9 ** 9)) | string | length }}", "longer|limits"),

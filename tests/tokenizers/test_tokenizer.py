@@ -3,7 +3,9 @@
 import json
 
 import pytest
+import tokenizers as runtime
 import transformers
+from tokenizers import pre_tokenizers
 
 from lamoid.errors import DataError
 from lamoid.tokenizers import tokenizer as module
@@ -143,9 +145,25 @@ def test_a_panic_of_the_runtime_while_loading_is_a_clean_error(bpe, tmp_path):
         changed(bpe, tmp_path, change)
 
 
-def test_a_catastrophic_pattern_is_a_clean_error(bpe, tmp_path):
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "decoder"])
+def test_a_catastrophic_pattern_is_refused_wherever_it_is(bpe, tmp_path, part):
+    def change(content):
+        replace = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
+        rule = (
+            replace if part != "pre_tokenizer" else replace | {"type": "Split", "behavior": "Isolated", "invert": False}
+        )
+        lists = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+        content[part] = {"type": "Sequence", lists[part]: [rule]}
+
+    with pytest.raises(DataError, match=r"is no tokenizer: the pattern '\(a\+\)\+\$' could match"):
+        changed(bpe, tmp_path, change)
+
+
+def test_a_panic_of_the_runtime_while_encoding_is_a_clean_error(bpe):
     """Oniguruma gives up after ten million steps, and the runtime turns that into a panic, which is no Exception."""
-    tokenizer = changed(bpe, tmp_path, split_by("(a+)+$"))
+    backend = runtime.Tokenizer.from_str(bpe.backend.to_str())
+    backend.pre_tokenizer = pre_tokenizers.Split(runtime.Regex("(a+)+$"), behavior="isolated")
+    tokenizer = Tokenizer(backend, {})
     text = "a" * 60 + "!"
     for call in (
         tokenizer.encode,
@@ -175,6 +193,21 @@ def test_a_model_without_its_unknown_token_is_a_clean_error(bpe, tmp_path):
 
     with pytest.raises(DataError, match=r"the tokenizer cannot encode this text: .*\[UNK\]"):
         changed(bpe, tmp_path, change).encode("b")
+
+
+def test_a_panic_of_the_runtime_while_decoding_is_a_clean_error(bpe, tmp_path):
+    def change(content):
+        content["decoder"] = {"type": "Strip", "content": "a", "start": 2**40, "stop": 2**40}
+
+    tokenizer = changed(bpe, tmp_path, change)
+    with pytest.raises(DataError, match="the tokenizer cannot decode these ids"):
+        tokenizer.decode(tokenizer.encode("a b"))
+
+
+def test_an_id_far_beyond_the_vocabulary_is_refused(bpe, tmp_path):
+    """The runtime counts up to the largest when it writes a vocabulary: 2^31 would take 8 GB."""
+    with pytest.raises(DataError, match="token 'zz' has id 2147483647; ids run up to 1048575"):
+        changed(bpe, tmp_path, lambda content: content["model"]["vocab"].update(zz=2**31 - 1))
 
 
 @pytest.mark.parametrize("index", [-1, 2**32, 10**12])

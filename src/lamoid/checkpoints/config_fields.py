@@ -38,7 +38,7 @@ def allow_only(raw: dict[str, Any], allowed: dict[str, tuple[Any, ...]], what: s
     """Raise CheckpointError for a field whose value this model cannot represent; left out means the first one allowed."""
     for field, values in allowed.items():
         if raw.get(field, values[0]) not in values:
-            raise CheckpointError(f"{field} is {raw[field]!r}; this {what} can only have {values[0]!r}")
+            raise CheckpointError(f"{field} is {raw[field]!r:.80}; this {what} can only have {values[0]!r}")
 
 
 def as_kind(kind: Any, field: str, value: Any, *, may_be_zero: bool = False) -> Any:
@@ -46,17 +46,17 @@ def as_kind(kind: Any, field: str, value: Any, *, may_be_zero: bool = False) -> 
     above = "of 0 or above" if may_be_zero else "above 0"
     if kind is bool:
         if type(value) is not bool:
-            raise CheckpointError(f"{field} is {value!r}; it must be true or false")
+            raise CheckpointError(f"{field} is {value!r:.80}; it must be true or false")
     elif kind is str:
         if not isinstance(value, str):
-            raise CheckpointError(f"{field} is {value!r}; it must be text")
+            raise CheckpointError(f"{field} is {value!r:.80}; it must be text")
     elif kind is int:
         if type(value) is not int or value < (not may_be_zero):
-            raise CheckpointError(f"{field} is {value!r}; it must be a whole number {above}")
+            raise CheckpointError(f"{field} is {value!r:.80}; it must be a whole number {above}")
     else:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (is_number and (0 < value <= sys.float_info.max or (may_be_zero and value == 0))):
-            raise CheckpointError(f"{field} is {value!r}; it must be a finite number {above}")
+            raise CheckpointError(f"{field} is {value!r:.80}; it must be a finite number {above}")
         value = float(value)
     return value
 

@@ -104,14 +104,13 @@ class _Metadata:
 
     def check_keys(self) -> None:
         architecture = self.metadata.get("general.architecture")
-        if architecture != "llama":
+        if not isinstance(architecture, str) or architecture != "llama":
             raise CheckpointError(f"general.architecture is {architecture!r:.80}; this Llama can only have 'llama'")
-        if self.metadata.get("general.type", "model") != "model":
-            raise CheckpointError(f"general.type is {self.metadata['general.type']!r:.80}; allowed is 'model'")
-        if self.metadata.get("split.count", 1) not in (0, 1):
-            raise CheckpointError(
-                f"split.count is {self.metadata['split.count']!r:.80}; merge the parts into one file first"
-            )
+        kind, n_parts = self.metadata.get("general.type", "model"), self.metadata.get("split.count", 1)
+        if not isinstance(kind, str) or kind != "model":
+            raise CheckpointError(f"general.type is {kind!r:.80}; allowed is 'model'")
+        if not isinstance(n_parts, int) or n_parts not in (0, 1):
+            raise CheckpointError(f"split.count is {n_parts!r:.80}; merge the parts into one file first")
         for name, value in self.metadata.items():
             key = name.removeprefix("llama.")
             if key == name or key in _READ:
@@ -148,6 +147,8 @@ class _Metadata:
 
     def scaling(self, head_dim: int, base: float, max_seq_len: int) -> RopeScaling | None:
         name = self.metadata.get("llama.rope.scaling.type", "linear" if self.has("rope.scale_linear") else "none")
+        if not isinstance(name, str):
+            raise CheckpointError(f"llama.rope.scaling.type is {name!r:.80}; it must be a text")
         has_factors = ROPE_FACTORS in self.file.tensors
         if has_factors and name != "none":
             raise CheckpointError(
@@ -186,13 +187,15 @@ class _Metadata:
             raise CheckpointError(f"tensor {ROPE_FACTORS} is {tuple(factors.shape)}, not {(head_dim // 2,)}")
         if (factors == 1).all():
             return None
-        own = self.metadata.get(LLAMA3_SCALING)
+        own: Any = self.metadata.get(LLAMA3_SCALING)
         published = [(float(factors.max()), 1.0, 4.0, original) for original in (8192, *(2**i for i in range(8, 18)))]
-        written = [tuple(float(x) for x in own)] if isinstance(own, np.ndarray) and len(own) == 4 else []
+        is_one = isinstance(own, np.ndarray) and len(own) == 4 and bool((np.abs(own) < 2**31).all())
+        written = [tuple(float(x) for x in own)] if is_one else []
         for factor, low, high, original in [*written, *published]:
             scaling = Llama3Scaling(factor, low, high, int(original))
-            if np.allclose(rope_factors(scaling, head_dim, base), factors, rtol=MAX_FACTORS_ERROR, atol=0):
-                return scaling
+            with np.errstate(all="ignore"):  # what is not finite is close to nothing
+                if np.allclose(rope_factors(scaling, head_dim, base), factors, rtol=MAX_FACTORS_ERROR, atol=0):
+                    return scaling
         raise CheckpointError(f"tensor {ROPE_FACTORS} is not what llama3 scaling gives; this Llama can only have that")
 
 

@@ -16,6 +16,7 @@ from lamoid.checkpoints.hf_files import CONFIG_FILE, WEIGHTS_FILE, weight_files
 from lamoid.checkpoints.hf_gpt2 import GPT_2
 from lamoid.checkpoints.hf_llama import LLAMA
 from lamoid.checkpoints.hf_own import TRANSFORMER, VARIANT
+from lamoid.checkpoints.llama_tensors import listed
 from lamoid.checkpoints.spelling import Spelling
 from lamoid.checkpoints.store import read_object, refuse_adapter, write_object
 from lamoid.errors import CheckpointError
@@ -109,7 +110,7 @@ def config_from_hf(raw: dict[str, Any]) -> Any:
     """The configuration that a config.json means. Fields that a model cannot represent are refused, never ignored."""
     kind = raw.get("model_type", "llama")
     if not isinstance(kind, str) or kind not in SPELLINGS:
-        raise CheckpointError(f"model_type is {kind!r}; known are {', '.join(SPELLINGS)}")
+        raise CheckpointError(f"model_type is {kind!r:.80}; known are {', '.join(SPELLINGS)}")
     return SPELLINGS[kind].read_config(raw)
 
 
@@ -141,7 +142,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
                         raise CheckpointError(f"{file}: {name} is in another file of this model too")
                     tensors[name] = opened.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from error
+            raise CheckpointError(f"{file} cannot be read: {str(error)[:300]}") from error
     return tensors
 
 
@@ -159,4 +160,4 @@ def _check_tensors(directory: Path, wanted: dict[str, torch.Size], found: dict[s
         if tensor.dtype not in _DTYPES
     ]
     if problems:
-        raise CheckpointError(f"{directory} does not fit its {CONFIG_FILE}: {'; '.join(problems)}")
+        raise CheckpointError(f"{directory} does not fit its {CONFIG_FILE}: {listed(problems)}")

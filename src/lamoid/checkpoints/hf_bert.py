@@ -106,7 +106,7 @@ def _build(config: BertConfig | RobertaConfig, raw: dict[str, Any], names: Colle
     known = [name for name in CLASSES if name.startswith(prefix)]
     named = raw.get("architectures") or [known[0]]
     if not isinstance(named, list) or named[0] not in known:
-        raise CheckpointError(f"architectures is {named!r}; known are {', '.join(known)}")
+        raise CheckpointError(f"architectures is {named!r:.80}; known are {', '.join(known)}")
     kind = CLASSES[named[0]]
     if kind == "mlm" and "cls.seq_relationship.weight" in names:
         kind = "pretraining"
@@ -138,7 +138,7 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     found = [name for name, head in CLASSES.items() if name.startswith(prefix) and head == kind]
     if not found:
         raise UsageError(
-            f"a {prefix} with a head of kind {kind!r} has no class in transformers; take a Bert, or MLM alone"
+            f"a {prefix} with a head of kind {kind!r:.80} has no class in transformers; take a Bert, or MLM alone"
         )
     described: dict[str, Any] = {"architectures": found}
     if isinstance(model, HeadedEncoder) and isinstance(model.head, SequenceHead | TokenHead):

@@ -1,5 +1,6 @@
 """The files of a Hugging Face directory: their names, and which of them hold the weights. No torch."""
 
+import os
 from pathlib import Path
 
 from lamoid.checkpoints.store import read_object
@@ -18,9 +19,11 @@ def weight_files(directory: Path) -> list[Path]:
             raise CheckpointError(f"{directory / INDEX_FILE}: weight_map is missing")
         names = sorted({str(name) for name in index.values()})
         for name in names:
+            what = f"{directory / INDEX_FILE}: shard {name!r:.80}"
             if not _lies_inside(directory, name):
-                what = f"{directory / INDEX_FILE}: shard {name!r} lies outside the directory"
-                raise CheckpointError(f"{what}; put the file itself there")
+                raise CheckpointError(f"{what} lies outside the directory; put the file itself there")
+            if not os.path.isfile(directory / name):  # a pipe, which one would wait for
+                raise CheckpointError(f"{what} cannot be read: it is not there, or no file; get the whole model")
         return [directory / name for name in names]
     raise CheckpointError(f"{directory} has no {WEIGHTS_FILE}; a model is a Hugging Face directory with safetensors")
 

@@ -31,7 +31,7 @@ def read_activation(raw: dict[str, Any], field: str, default: str) -> str:
     """Our name of the activation that a config.json gives."""
     name = raw.get(field, default)
     if not isinstance(name, str) or name not in ACTIVATION_NAMES:
-        raise CheckpointError(f"{field} is {name!r}; known are {', '.join(ACTIVATION_NAMES)}")
+        raise CheckpointError(f"{field} is {name!r:.80}; known are {', '.join(ACTIVATION_NAMES)}")
     return ACTIVATION_NAMES[name]
 
 

@@ -101,7 +101,7 @@ def _rope_from_hf(raw: dict[str, Any], max_seq_len: int) -> tuple[float, RopeSca
     ]
     for field, value in spellings:
         if not isinstance(value, dict):
-            raise CheckpointError(f"{field} is {value!r}; it must be an object or null")
+            raise CheckpointError(f"{field} is {value!r:.80}; it must be an object or null")
     scalings = [_scaling_from_hf(value, max_seq_len) for _, value in spellings]
     if len(scalings) == 2 and scalings[0] != scalings[1]:
         raise CheckpointError("rope_parameters and rope_scaling disagree; remove the one that is wrong")
@@ -115,13 +115,13 @@ def _rope_from_hf(raw: dict[str, Any], max_seq_len: int) -> tuple[float, RopeSca
 def _scaling_from_hf(raw: dict[str, Any], max_seq_len: int) -> RopeScaling | None:
     if raw.get("partial_rotary_factor") not in (None, 1.0):
         raise CheckpointError(
-            f"partial_rotary_factor is {raw['partial_rotary_factor']!r}; this Llama rotates all features"
+            f"partial_rotary_factor is {raw['partial_rotary_factor']!r:.80}; this Llama rotates all features"
         )
     name = raw.get("rope_type", raw.get("type", "default"))
     if name == "default":
         return None
     if not isinstance(name, str) or name not in _SCALINGS:
-        raise CheckpointError(f"rope_type is {name!r}; known are default, {', '.join(_SCALINGS)}")
+        raise CheckpointError(f"rope_type is {name!r:.80}; known are default, {', '.join(_SCALINGS)}")
     kind, names = _SCALINGS[name]
     raw = {theirs: value for theirs, value in raw.items() if value is not None}
     if name == "dynamic":  # transformers measures growth from max_position_embeddings, whatever else is written

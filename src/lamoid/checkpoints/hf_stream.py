@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lamoid.checkpoints.hf import read_config, write_description
 from lamoid.checkpoints.hf_files import INDEX_FILE, WEIGHTS_FILE, weight_files
-from lamoid.checkpoints.llama_tensors import check_tensors
+from lamoid.checkpoints.llama_tensors import check_tensors, listed
 from lamoid.checkpoints.name_maps import llama_to_hf
 from lamoid.checkpoints.source import DTYPES, Rows, Source, to_dtype
 from lamoid.errors import CheckpointError
@@ -49,7 +49,7 @@ def open_hf(directory: Path) -> Source:
     check_tensors(directory, config, llama_to_hf, found)
     odd = [f"{name} is {kind}" for name, kind in kinds.items() if kind not in DTYPES]
     if odd:
-        raise CheckpointError(f"{directory}: {'; '.join(odd[:20])}; allowed are {', '.join(DTYPES)}")
+        raise CheckpointError(f"{directory}: {listed(odd)}; allowed are {', '.join(DTYPES)}")
 
     def read(name: str, rows: Rows) -> Tensor:
         name, low, high = llama_to_hf(name), int(rows.min()), int(rows.max()) + 1
@@ -119,7 +119,7 @@ def _headers(file: Path) -> list[tuple[str, tuple[int, ...], str]]:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             return [(name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {str(error)[:300]}") from error
 
 
 def _end_ids(directory: Path) -> tuple[int, ...]:

@@ -18,5 +18,10 @@ def check_tensors(
         f"{name} is {found[name]}, not {shape}" for name, shape in wanted.items() if found.get(name, shape) != shape
     ]
     if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
-        raise CheckpointError(f"{path} does not fit its configuration: {shown}")
+        raise CheckpointError(f"{path} does not fit its configuration: {listed(problems)}")
+
+
+def listed(problems: list[str]) -> str:
+    """Problems for a message: twenty of them, none longer than 200 characters, and how many more there are."""
+    more = [f"and {len(problems) - 20} more"] if len(problems) > 20 else []
+    return "; ".join([*(f"{problem:.200}" for problem in problems[:20]), *more])

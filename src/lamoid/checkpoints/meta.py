@@ -75,7 +75,7 @@ def config_from_meta(params: dict[str, Any], shards: list[dict[str, Tensor]], ow
     """
     unknown = sorted(params.keys() - _KNOWN)
     if unknown:
-        raise CheckpointError(f"{unknown[0]} is {params[unknown[0]]!r:.80}; this Llama has nothing of that name")
+        raise CheckpointError(f"{unknown[0]:.80} is {params[unknown[0]]!r:.80}; this Llama has nothing of that name")
     d_model, n_heads = _integer(params, "dim"), _integer(params, "n_heads")
     if d_model % n_heads:
         raise CheckpointError(f"n_heads is {n_heads}; it must divide dim, {d_model}")

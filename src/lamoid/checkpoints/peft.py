@@ -99,14 +99,14 @@ def read_adapter(directory: Path) -> SavedAdapter:
     own = read_object(directory / OWN_FILE) if (directory / OWN_FILE).is_file() else {}
     base = raw.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise CheckpointError(f"{file}: base_model_name_or_path is {base!r}; write there where the base model lies")
+        raise CheckpointError(f"{file}: base_model_name_or_path is {base!r:.80}; write there where the base model lies")
     state = {name: tensor for name, tensor in tensors.items() if not _is_of_base(name)}
     base_tensors = {n.replace(".base_layer", ""): t for n, t in tensors.items() if _is_of_base(n)}
     try:
         method = _method(raw, state)
         quantization = _read_quantization(own.get("quantization"))
     except (CheckpointError, UsageError) as error:
-        raise CheckpointError(f"{file}: {error}") from error
+        raise CheckpointError(f"{file}: {str(error)[:300]}") from error
     print_of_base = own.get("base_fingerprint")
     return SavedAdapter(directory, base, method, state, base_tensors, quantization, print_of_base)
 
@@ -176,7 +176,7 @@ def _method(raw: dict[str, Any], state: dict[str, Tensor]) -> LoraConfig | Adapt
     if kind == HOULSBY:
         return _houlsby(raw, state)
     if kind != LORA:
-        raise CheckpointError(f"peft_type is {kind!r}; only {LORA} and {HOULSBY} can be read")
+        raise CheckpointError(f"peft_type is {kind!r:.80}; only {LORA} and {HOULSBY} can be read")
     return _lora(raw, state)
 
 
@@ -192,19 +192,19 @@ def _houlsby(raw: dict[str, Any], state: dict[str, Tensor]) -> AdapterConfig:
 
 def _lora(raw: dict[str, Any], state: dict[str, Tensor]) -> LoraConfig:
     if raw.get("task_type") not in (None, "CAUSAL_LM"):
-        raise CheckpointError(f"task_type is {raw['task_type']!r}; only CAUSAL_LM can be read")
+        raise CheckpointError(f"task_type is {raw['task_type']!r:.80}; only CAUSAL_LM can be read")
     if raw.get("init_lora_weights") not in _HARMLESS_BEGINNINGS:
         raise CheckpointError(
-            f"init_lora_weights is {raw['init_lora_weights']!r}, which changes the base; "
+            f"init_lora_weights is {raw['init_lora_weights']!r:.80}, which changes the base; "
             f"save the adapter in peft with path_initial_model_for_weight_conversion"
         )
     for name in raw.keys() - _UNDERSTOOD - _WITHOUT_CONSEQUENCE - {"init_lora_weights"}:
         if raw[name] not in _NOTHING:
-            raise CheckpointError(f"{name} is {raw[name]!r}, which this LoRA cannot represent; merge it with peft")
+            raise CheckpointError(f"{name} is {raw[name]!r:.80}, which this LoRA cannot represent; merge it with peft")
     alpha, dropout = raw.get("lora_alpha", 8), raw.get("lora_dropout", 0.0)
     for name, value in (("lora_alpha", alpha), ("lora_dropout", dropout)):
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise CheckpointError(f"{name} is {value!r}; it must be a finite number")
+            raise CheckpointError(f"{name} is {value!r:.80}; it must be a finite number")
     paths = tuple(dict.fromkeys(name.rpartition(".lora_")[0] for name in state))
     odd = [name for name in state if not name.endswith((".lora_A", ".lora_B"))]
     if odd or not paths:
@@ -223,7 +223,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {str(error)[:300]}") from error
     odd = [name for name, t in tensors.items() if not name.startswith(_PREFIX) or not t.is_floating_point()]
     if odd:
         raise CheckpointError(f"{file} holds {', '.join(odd[:5])}; expected are weights named {_PREFIX}…")

@@ -20,23 +20,23 @@ def check_fields(config: Any) -> None:
         if field.type is int:
             least, most = 0 if name.endswith("_id") else 1, _MOST.get(name, 2**20)
             if type(value) is not int or not least <= value <= most:
-                raise UsageError(f"{name} is {value!r}; it must be a whole number from {least} to {most}")
+                raise UsageError(f"{name} is {value!r:.80}; it must be a whole number from {least} to {most}")
         elif field.type is bool:
             if type(value) is not bool:
-                raise UsageError(f"{name} is {value!r}; it must be true or false")
+                raise UsageError(f"{name} is {value!r:.80}; it must be true or false")
         elif field.type is float:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if name.endswith("dropout"):
                 if not (is_number and 0 <= value < 1):
-                    raise UsageError(f"{name} is {value!r}; it must be a share from 0 up to, not including, 1")
+                    raise UsageError(f"{name} is {value!r:.80}; it must be a share from 0 up to, not including, 1")
             elif not (is_number and math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} is {value!r}; it must be finite and above 0")
+                raise UsageError(f"{name} is {value!r:.80}; it must be finite and above 0")
 
 
 def check_choice(config: Any, name: str, choices: Any) -> None:
     """Raise UsageError where a field is none of its choices."""
     if getattr(config, name) not in tuple(choices):
-        raise UsageError(f"{name} is {getattr(config, name)!r}; it must be one of {', '.join(choices)}")
+        raise UsageError(f"{name} is {getattr(config, name)!r:.80}; it must be one of {', '.join(choices)}")
 
 
 def check_heads(config: Any) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lamoid.errors import UsageError
+
 
 @dataclass(frozen=True)
 class LinearScaling:
@@ -115,6 +117,26 @@ class Llama3Scaling:
 
 
 RopeScaling = LinearScaling | DynamicNTKScaling | YarnScaling | Llama3Scaling
+
+
+def check_rope(head_dim: int, base: float, scaling: RopeScaling | None, seq_len: int) -> None:
+    """Raise UsageError unless the frequencies, and what multiplies cos and sin, are finite for texts of this length."""
+    try:
+        magnitude, original = 1.0, getattr(scaling, "original_max_seq_len", 1)
+        if isinstance(scaling, DynamicNTKScaling):
+            base = scaling.grown_base(head_dim, base, seq_len)
+        with np.errstate(all="ignore"):
+            frequencies = numpy_frequencies(head_dim, base)
+            if scaling is not None and not isinstance(scaling, DynamicNTKScaling):
+                frequencies, magnitude = scaling.scale(frequencies, head_dim, base), scaling.magnitude
+        is_finite = bool(np.isfinite(frequencies).all()) and math.isfinite(magnitude) and 1 <= original <= 2**31
+    except (ArithmeticError, ValueError):
+        is_finite = False
+    if not is_finite:
+        raise UsageError(
+            f"rope_base {base:g} with rope_scaling {str(scaling):.300} gives frequencies that are not finite; "
+            f"compare them with those of the published model"
+        )
 
 
 def rope_table(

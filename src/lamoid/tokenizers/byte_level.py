@@ -77,7 +77,7 @@ def from_merges(
     transformers. Raises DataError for an unknown split, or a vocabulary that contradicts itself.
     """
     if split not in SPLITS:
-        raise DataError(f"unknown way {split!r} of splitting a text into words; known are {', '.join(SPLITS)}")
+        raise DataError(f"unknown way {split!r:.80} of splitting a text into words; known are {', '.join(SPLITS)}")
     check_tokens(tokens)
     kinds = check_types(types, len(tokens))
     specials = name_specials(tokens, special_ids)
@@ -119,10 +119,10 @@ def check_merges(merges: Sequence[str], mergeable: set[str]) -> list[tuple[str, 
     for rank, merge in enumerate(merges):
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= mergeable:
-            raise DataError(f"merge {rank} is {merge!r}; it must be two tokens, and together a third")
+            raise DataError(f"merge {rank} is {merge!r:.80}; it must be two tokens, and together a third")
         if (left, right) in pairs:
             raise DataError(
-                f"merges {pairs[left, right]} and {rank} are both {merge!r}; each pair is merged at one rank"
+                f"merges {pairs[left, right]} and {rank} are both {merge!r:.80}; each pair is merged at one rank"
             )
         pairs[left, right] = rank
     return list(pairs)

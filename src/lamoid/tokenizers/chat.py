@@ -16,7 +16,7 @@ import tokenizers as runtime
 
 from lamoid.errors import CheckpointError, DataError, UsageError
 from lamoid.tokenizers.templates import TemplateRenderer
-from lamoid.tokenizers.tokenizer import Tokenizer, read_config
+from lamoid.tokenizers.tokenizer import CANNOT_ENCODE, Tokenizer, read_config, runtime_errors
 from lamoid.tokenizers.vocabulary import MAX_TOKEN_LENGTH
 
 Message = Mapping[str, Any]
@@ -182,7 +182,8 @@ class ChatEncoder:
     def _encode_text(self, piece: Piece) -> list[int]:
         if self.runtime_for(piece) is self.tokenizer.backend:
             return self.tokenizer.encode(piece.text, add_special_tokens=False)
-        return self.runtime_for(piece).encode(piece.text, add_special_tokens=False).ids
+        with runtime_errors(CANNOT_ENCODE):
+            return self.runtime_for(piece).encode(piece.text, add_special_tokens=False).ids
 
     def _stand_ins(self, messages: Sequence[Message]) -> dict[str, str]:
         """For each first character of a special token, one for private use that no message has."""

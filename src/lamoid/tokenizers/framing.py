@@ -117,7 +117,8 @@ class _Slot:
 
 def _frame(tokenizer: Tokenizer, *, is_pair: bool) -> list[_Slot]:
     """Where the tokenizer puts texts and special tokens, found by looking at how it frames a text of one letter."""
-    encoding = tokenizer.backend.encode("a", "a" if is_pair else None)
+    with runtime_errors(CANNOT_ENCODE):
+        encoding = tokenizer.backend.encode("a", "a" if is_pair else None)
     slots: list[_Slot] = []
     for index, segment, source in zip(encoding.ids, encoding.type_ids, encoding.sequence_ids, strict=True):
         if source is None or not (slots and slots[-1].source == source):

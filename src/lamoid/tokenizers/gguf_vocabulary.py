@@ -57,13 +57,13 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer | None:
 
 def _tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata[PREFIX + "model"]
-    if kind not in ("llama", "gpt2"):
+    if not isinstance(kind, str) or kind not in ("llama", "gpt2"):
         raise DataError(
             f"{PREFIX}model is {kind!r:.80}; only 'llama' (SentencePiece) and 'gpt2' (byte-level) can be read"
         )
-    if len(metadata.get(PREFIX + "precompiled_charsmap", ())):
+    if np.size(metadata.get(PREFIX + "precompiled_charsmap", ())):
         raise DataError(f"{PREFIX}precompiled_charsmap rewrites texts; only files without it can be read")
-    tokens, types = _strings(metadata, "tokens"), [int(t) for t in _numbers(metadata, "token_type")]
+    tokens, types = _strings(metadata, "tokens"), [_whole(t) for t in _numbers(metadata, "token_type")]
     types = types or [TokenType.NORMAL] * len(tokens)
     while tokens and types[len(tokens) - 1 :] == [TokenType.UNUSED] and tokens[-1] == filler(len(tokens) - 1):
         tokens, types = tokens[:-1], types[:-1]
@@ -109,6 +109,12 @@ def _numbers(metadata: Mapping[str, Any], key: str) -> list[float]:
     if isinstance(value, str | bool | int | float) or any(isinstance(item, str) for item in value[:1]):
         raise DataError(f"{PREFIX}{key} is {value!r:.80}; it must be an array of numbers")
     return np.asarray(value).tolist()
+
+
+def _whole(token_type: float) -> int:
+    if not float(token_type).is_integer():
+        raise DataError(f"{PREFIX}token_type holds {token_type!r}; it must be an array of whole numbers")
+    return int(token_type)
 
 
 def _id(metadata: Mapping[str, Any], key: str) -> int:

@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_MEMORY_BYTES = 512 * 2**20
 MAX_CPU_S = 4
-MAX_OUTPUT_CHARACTERS = 4 * 2**20
+MAX_OUTPUT_CHARACTERS = 2**20  # a context of 131,072 tokens has about half of it
 
 
 class _GenerationBlock(Extension):

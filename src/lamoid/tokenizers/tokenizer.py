@@ -16,12 +16,14 @@ import tokenizers as runtime
 from tokenizers import normalizers, pre_tokenizers, processors
 
 from lamoid.errors import DataError
+from lamoid.tokenizers.patterns import check_patterns
 
 CONFIG_FILE, TOKENIZER_FILE, TEMPLATE_FILE = "tokenizer_config.json", "tokenizer.json", "chat_template.jinja"
 CANNOT_ENCODE = "the tokenizer cannot encode this text"
 MAX_TOKENIZER_BYTES, MAX_CONFIG_BYTES = 256 * 2**20, 8 * 2**20
 _NEVER_EXECUTED = ("auto_map", "trust_remote_code", "custom_pipelines")
 SPECIAL_ROLES = ("bos", "eos", "pad", "unk", "cls", "sep", "mask")
+MAX_ID = 2**20 - 1  # the largest vocabularies have a quarter of it
 _BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 _STRAY_BYTE = re.compile("[\udc80-\udcff]")  # what "surrogateescape" makes of a byte that is no UTF-8
 
@@ -62,7 +64,7 @@ class Tokenizer:
         self._special_ids = {role: backend.token_to_id(token) for role, token in specials.items()}
         missing = [specials[role] for role, index in self._special_ids.items() if index is None]
         if missing:
-            raise DataError(f"special tokens {missing} are not in the vocabulary; add them to {TOKENIZER_FILE}")
+            raise DataError(f"special tokens {missing!r:.200} are not in the vocabulary; add them to {TOKENIZER_FILE}")
         self.native, self.chat_template = dict(native or {}), chat_template
         self._byte_ids = _byte_ids(backend)
         self._byte_of_id = {index: byte for byte, index in enumerate(self._byte_ids)}
@@ -112,7 +114,8 @@ class Tokenizer:
         ids = [int(i) for i in ids]
         if self._byte_of_id:
             ids = self._replace_stray_bytes(ids)
-        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        with runtime_errors("the tokenizer cannot decode these ids"):
+            return self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
     def _replace_stray_bytes(self, ids: list[int]) -> list[int]:
         """Byte tokens that are no UTF-8 become the three of U+FFFD, one U+FFFD for each, as in sentencepiece.
@@ -197,6 +200,7 @@ def read_tokenizer_json(path: str | Path) -> Tokenizer:
         raise DataError(f"{file} has {file.stat().st_size} bytes; a tokenizer has at most {MAX_TOKENIZER_BYTES}")
     with runtime_errors(f"{file} is no tokenizer"):
         backend = runtime.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        check_patterns(backend)
     return Tokenizer(backend, name_roles(read_config(file.with_name(CONFIG_FILE))))
 
 
@@ -230,7 +234,11 @@ def _check_ids(vocabulary: dict[str, int]) -> None:
     token_of: dict[int, str] = {}
     for token, index in sorted(vocabulary.items()):
         if token_of.setdefault(index, token) != token:
-            raise DataError(f"id {index} belongs to {token_of[index]!r} and {token!r}; each token needs its own")
+            raise DataError(
+                f"id {index} belongs to {token_of[index]!r:.80} and {token!r:.80}; each token needs its own"
+            )
+        if index > MAX_ID:  # the runtime counts up to it when it writes a vocabulary
+            raise DataError(f"token {token!r:.80} has id {index}; ids run up to {MAX_ID}")
 
 
 @contextlib.contextmanager
@@ -241,7 +249,7 @@ def runtime_errors(what: str) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
             raise
-        raise DataError(f"{what}: {error}") from error
+        raise DataError(f"{what}: {str(error)[:300]}") from error
 
 
 def check_encodable(text: str, what: str = "the text") -> None:
