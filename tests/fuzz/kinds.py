@@ -18,7 +18,7 @@ from lamoid.checkpoints.gguf_llama import read_gguf_model
 from lamoid.checkpoints.source import load as load_source
 from lamoid.models.llama import Llama
 from lamoid.recipes.load import load
-from lamoid.tokenizers.chat import ChatEncoder, read_end_ids, template_format
+from lamoid.tokenizers.chat import ChatEncoder, TemplateFormat, read_end_ids
 from lamoid.tokenizers.load import load_tokenizer
 from lamoid.tokenizers.templates import TemplateRenderer
 from lamoid.tokenizers.tokenizer import Tokenizer
@@ -54,6 +54,8 @@ KINDS: dict[str, list[Original]] = {
         Original("half", "model.safetensors", weights.damaged_safetensors, "model"),
         Original("sharded", "model-00002-of-00002.safetensors", weights.damaged_safetensors, "model"),
         Original("sharded", "model.safetensors.index.json", weights.damaged_index, "model"),
+        *(Original(name, "model.safetensors", weights.damaged_safetensors, "load") for name in ("gpt2", "bert")),
+        Original("lora", "adapter_model.safetensors", weights.damaged_safetensors, "load"),
     ],
     "gguf": [
         Original("plain", "plain.gguf", weights.damaged_gguf, "gguf"),
@@ -64,6 +66,8 @@ KINDS: dict[str, list[Original]] = {
     ],
     "config": [
         *(Original(name, "config.json", damaged_json, "model") for name in ("plain", "scaled", "linear", "yarn", "old")),
+        *(Original(name, "config.json", damaged_json, "load") for name in ("gpt2", "bert", "roberta", "seq2seq", "variant")),
+        *(Original("lora", name, damaged_json, "load") for name in ("adapter_config.json", "lamoid_adapter.json")),
         Original("plain", "generation_config.json", damaged_json, "model"),
         *(Original("meta", name, damaged_json, "meta") for name in ("params.json", "params.json", "lamoid.json")),
     ],
@@ -74,6 +78,9 @@ KINDS: dict[str, list[Original]] = {
         ),
         *(Original(f"pieces{i}", "tokenizer.model", texts.damaged_sentencepiece, "tokenizer") for i in (0, 0, 1)),
         *[Original("tiktoken", "tokenizer.model", texts.damaged_tiktoken, "tokenizer")] * 3,
+        Original("bert", "vocab.txt", texts.damaged_lines, "tokenizer"),
+        Original("gpt2", "vocab.json", damaged_json, "tokenizer"),
+        Original("roberta", "merges.txt", texts.damaged_lines, "tokenizer"),
         Original("bpe", "tokenizer_config.json", texts.damaged_tokenizer_config, "tokenizer"),
         Original("tiktoken", "tokenizer_config.json", texts.damaged_tokenizer_config, "tokenizer"),
         *(Original(f"chat-{name}", "chat_template.jinja", texts.damaged_template, "chat") for name in ("llama", "tools")),
@@ -100,6 +107,8 @@ def use(original: Original, folder: Path) -> None:
             _run(model)
             _run(load_source(open_model(folder)))
             read_end_ids(folder)
+        case "load":
+            load(folder)
         case "meta":
             _run(load_source(open_model(folder)))
         case "gguf":
@@ -146,7 +155,7 @@ def _chat(tokenizer: Tokenizer) -> None:
     if not _RENDERER:
         _RENDERER.append(TemplateRenderer(""))
     _RENDERER[0].template = tokenizer.chat_template
-    form = template_format(_RENDERER[0], tokenizer)
+    form = TemplateFormat(_RENDERER[0], tokenizer)
     if len(form(MESSAGES, True)) < LONGEST_ENCODED:
         encoder = ChatEncoder(form, tokenizer)
         tokenizer.decode(encoder.encode(MESSAGES))

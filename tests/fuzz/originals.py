@@ -13,16 +13,27 @@ from tests.checkpoints.gguf_files import written_by_peer
 from tests.checkpoints.llamas import LLAMA3, SHAPES, random_llama
 from tokenizers import models, pre_tokenizers
 
+from lamoid.adapt.lora import LoraConfig, add_lora
+from lamoid.adapt.nf4 import Nf4Config, quantize_base
 from lamoid.checkpoints import hf_stream
 from lamoid.checkpoints.conversion import convert, open_model
-from lamoid.checkpoints.hf import write_model
-from lamoid.nn.positions import LinearScaling, YarnScaling
+from lamoid.checkpoints.hf import read_model, write_model
+from lamoid.checkpoints.peft import write_adapter
+from lamoid.models.bert import Bert, BertConfig
+from lamoid.models.gpt2 import GPT2, GPT2Config
+from lamoid.models.heads import attach_head
+from lamoid.models.roberta import Roberta, RobertaConfig
+from lamoid.models.transformer import Transformer, TransformerConfig
+from lamoid.models.variant import Variant, VariantConfig
+from lamoid.nn.rope_scaling import LinearScaling, YarnScaling
 from lamoid.tokenizers.bpe import train_bpe
 from lamoid.tokenizers.char import train_char
 from lamoid.tokenizers.gguf_vocabulary import PROBE
+from lamoid.tokenizers.gpt2 import train_gpt2, train_roberta
 from lamoid.tokenizers.sentencepiece import read_sentencepiece
 from lamoid.tokenizers.tiktoken import write_tiktoken
 from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.tokenizers.wordpiece import train_wordpiece
 
 TEMPLATES = {
     "llama": (
@@ -68,6 +79,9 @@ def write_originals(root: Path) -> None:
     convert(open_model(root / "scaled"), root / "meta", kind="meta")
     _write_sharded(root / "sharded", source)
     _write_tokenizers(root, tokenizer)
+    _write_others(root)
+    lora = add_lora(quantize_base(read_model(root / "plain"), Nf4Config()), LoraConfig(3))
+    write_adapter(_new(root, "lora"), lora, None, root / "plain")
     pieces = read_sentencepiece((root / "pieces0" / "tokenizer.model").read_bytes())
     write_model(_new(root, "pieces"), random_llama(replace(shape, vocab_size=pieces.vocab_size)), pieces)
     convert(open_model(root / "pieces"), root / "pieces" / "pieces.gguf")
@@ -87,6 +101,24 @@ def _write_sharded(folder: Path, source: Any) -> None:
         hf_stream.MAX_SHARD_BYTES = before
     assert len(list(folder.glob("model-*-of-00002.safetensors"))) == 2
     (folder / "folder").mkdir()
+
+
+def _write_others(root: Path) -> None:
+    """The models that are no Llamas, those with tokenizers of their own with these."""
+    text = [PROBE] * 3
+    for name, model, tokenizer in (
+        ("gpt2", GPT2(GPT2Config(400, 12, 2, 3, 20, 32)), train_gpt2(text, 400)),
+        (
+            "bert",
+            attach_head(Bert(BertConfig(400, 12, 2, 3, 20, 32)), "token", 0, ("a", "ê")),
+            train_wordpiece(text, 300),
+        ),
+        ("roberta", attach_head(Roberta(RobertaConfig(400, 12, 2, 3, 20, 32)), "mlm", 0), train_roberta(text, 400)),
+        ("seq2seq", Transformer(TransformerConfig(40, 12, 2, 3, 20)), None),
+        ("variant", Variant(VariantConfig(40, 12, 2, 3, 1, 4, 20, 32)), None),
+    ):
+        write_model(_new(root, name), model, tokenizer)
+        (root / name / "tokenizer.json").unlink(missing_ok=True)  # so that the native files are read
 
 
 def _write_tokenizers(root: Path, bpe: Tokenizer) -> None:

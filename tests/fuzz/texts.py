@@ -275,6 +275,31 @@ def damaged_tiktoken(content: bytes, dice: random.Random) -> bytes:
     return dice.choice([b"\n", b"\n", b"\r\n", b"\n\n"]).join(lines) + dice.choice([b"", b"\n"])
 
 
+def damaged_lines(content: bytes, dice: random.Random) -> bytes:
+    """Lines twice, missing, in other places, empty, long, or of two words."""
+    if dice.random() < 0.2:
+        return damaged_bytes(content, dice)
+    lines = content.splitlines()
+    for _ in range(dice.choice([1, 1, 2, 5])):
+        at, other = (dice.randrange(len(lines)) for _ in range(2))
+        match dice.randrange(7):
+            case 0 if len(lines) > 1:
+                del lines[at]
+            case 1:
+                lines[other:other] = [lines[at]] * dice.choice([1, 1, 3, 2000])
+            case 2:
+                lines[at], lines[other] = lines[other], lines[at]
+            case 3:
+                lines[at] += b" " + lines[other]
+            case 4:
+                lines[at] = b" ".join(lines[at].split(b" ")[::-1])
+            case 5:
+                dice.shuffle(lines)
+            case _:
+                lines[at] = dice.choice(TEXTS).encode("utf-8", "surrogatepass")
+    return dice.choice([b"\n", b"\n", b"\r\n", b"\n\n", b"\r"]).join(lines) + dice.choice([b"", b"\n"])
+
+
 # ---- chat templates
 
 _SNIPPETS = [

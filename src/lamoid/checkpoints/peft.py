@@ -106,7 +106,7 @@ def read_adapter(directory: Path) -> SavedAdapter:
         method = _method(raw, state)
         quantization = _read_quantization(own.get("quantization"))
     except (CheckpointError, UsageError) as error:
-        raise CheckpointError(f"{file}: {str(error)[:300]}") from error
+        raise CheckpointError(f"{file}: {error}") from error
     print_of_base = own.get("base_fingerprint")
     return SavedAdapter(directory, base, method, state, base_tensors, quantization, print_of_base)
 
