@@ -134,7 +134,7 @@ def check_rope(head_dim: int, base: float, scaling: RopeScaling | None, seq_len:
         is_finite = False
     if not is_finite:
         raise UsageError(
-            f"rope_base {base:g} with rope_scaling {str(scaling):.300} gives frequencies that are not finite; "
+            f"rope_base {base:g} with rope_scaling {scaling!s:.300} gives frequencies that are not finite; "
             f"compare them with those of the published model"
         )
 
