@@ -38,7 +38,9 @@ def test_smoke(commands: Path, tmp_path: Path):
     call(lamoid, "tokenizer", "train", "--data", "text.txt", "--out", "tok", "--vocab-size", 300, cwd=tmp_path)
     settings = ("--tokenizer", "tok", "--context", 32, "--batch-rows", 2, "--max-steps", 4, "--threads", 1)
     call(lamoid, "pretrain", "--data", "text.txt", "--out", "run", *settings, cwd=tmp_path)
-    assert '"text"' in call(lamoid, "generate", "run", "Câu", "--max-new-tokens", 5, "--json", cwd=tmp_path)
+    for engine in ("native", "torch"):
+        settings = ("--max-new-tokens", 5, "--json", "--engine", engine)
+        assert '"text"' in call(lamoid, "generate", "run", "Câu", *settings, cwd=tmp_path)
     assert '"bits_per_byte"' in call(lamoid, "eval", "run", "--text", "text.txt", "--json", cwd=tmp_path)
 
 
