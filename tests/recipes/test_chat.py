@@ -197,6 +197,11 @@ class Terminal:
     def interrupt(self) -> None:
         os.killpg(self.process.pid, signal.SIGINT)
 
+    def interrupt_at_prompt(self) -> None:
+        self.wait_for("> ", 10)
+        time.sleep(0.2)  # from the prompt's print to the read behind it Python does not look for signals
+        self.interrupt()
+
     def wait_for(self, text: str, seconds: float = 60) -> None:
         """Read until the text appears; forget everything up to it."""
         end = time.monotonic() + seconds
@@ -249,12 +254,10 @@ def test_ctrl_c_stops_the_answer_and_twice_at_the_prompt_leaves(endless, open_te
     terminal.wait_for("> ", 10)
     terminal.type("/temperature 0\n")
     terminal.wait_for("temperature: 0", 10)
-    terminal.wait_for("> ", 10)
-    time.sleep(0.2)  # from the prompt's print to the read behind it Python does not look for signals
-    terminal.interrupt()
+    terminal.interrupt_at_prompt()
     terminal.wait_for("Ctrl-C again or Ctrl-D leaves", 10)
     assert terminal.process.poll() is None
-    terminal.interrupt()
+    terminal.interrupt_at_prompt()
     assert terminal.process.wait(10) == 130
 
 
