@@ -103,14 +103,14 @@ def use(original: Original, folder: Path) -> None:
     """Read what lies in a folder and do with it what a user would. Raises what that raises."""
     match original.use:
         case "model":
-            model, _ = load(folder)
+            model, _ = load(folder, dtype=torch.float32)  # as all verbs do
             _run(model)
-            _run(load_source(open_model(folder)))
+            _run(load_source(open_model(folder), torch.float32))
             read_end_ids(folder)
         case "load":
             load(folder)
         case "meta":
-            _run(load_source(open_model(folder)))
+            _run(load_source(open_model(folder), torch.float32))
         case "gguf":
             model, tokenizer = read_gguf_model(folder / original.file)
             _run(model)
