@@ -252,6 +252,39 @@ def test_another_bottleneck_is_refused(base: Path) -> None:
         lamoid.load(directory)
 
 
+@pytest.mark.parametrize(
+    "base_path", ["~nobody-has-this-name/x", "x" * 5000, "a\0b", "/nowhere/at/all"], ids=lambda p: p[:9]
+)
+def test_a_base_that_cannot_be_is_not_there(base_path: str, base: Path) -> None:
+    directory = written(add_lora(read_model(base), LoraConfig(3)), base)
+    edit(directory, base_model_name_or_path=base_path)
+    with pytest.raises(DataError, match="the base of .*, is not there") as caught:
+        lamoid.load(directory)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"weight_dtype": ["float32"]},
+        {"weight_dtype": {}},
+        {"offsets": {}},
+        {"offsets": {"layers.0.attention.q_proj": 0.5}},
+        {"compute_dtype": "x" * 1000},
+    ],
+    ids=lambda q: str(q)[:40],
+)
+def test_a_quantization_that_makes_no_sense_is_the_files_fault(quantization: dict[str, Any], base: Path) -> None:
+    directory = written(add_lora(quantize_base(read_model(base), Nf4Config()), LoraConfig(3)), base)
+    file = directory / "lamoid_adapter.json"
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    raw["quantization"] |= quantization
+    file.write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(CheckpointError) as caught:
+        lamoid.load(directory)
+    assert str(directory) in str(caught.value) and len(str(caught.value)) < 1000
+
+
 OTHER_BASES = {
     "another width": (replace(SHAPES["tied"], d_ff=100), "layers.0.feed_forward.gate_proj.lora_B is"),
     "fewer layers": (replace(SHAPES["tied"], n_layers=1), "layers.1.attention.q_proj, which is not there"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from tests.fuzz import texts, weights
-from tests.fuzz.mutate import damaged_json
+from tests.fuzz.mutate import damaged_bytes, damaged_json
 from tests.fuzz.watch import Make
 
 from lamoid.checkpoints.conversion import open_model
@@ -64,6 +64,7 @@ KINDS: dict[str, list[Original]] = {
         Original("yarn", "yarn.gguf", weights.damaged_gguf, "gguf"),
         Original("formats", "peer.gguf", weights.damaged_gguf, "container"),
     ],
+    "pth": [Original("meta", "consolidated.00.pth", damaged_bytes, "meta")],
     "config": [
         *(Original(name, "config.json", damaged_json, "model") for name in ("plain", "scaled", "linear", "yarn", "old")),
         *(Original(name, "config.json", damaged_json, "load") for name in ("gpt2", "bert", "roberta", "seq2seq", "variant")),
@@ -103,14 +104,14 @@ def use(original: Original, folder: Path) -> None:
     """Read what lies in a folder and do with it what a user would. Raises what that raises."""
     match original.use:
         case "model":
-            model, _ = load(folder)
+            model, _ = load(folder, dtype=torch.float32)  # as all verbs do
             _run(model)
-            _run(load_source(open_model(folder)))
+            _run(load_source(open_model(folder), torch.float32))
             read_end_ids(folder)
         case "load":
             load(folder)
         case "meta":
-            _run(load_source(open_model(folder)))
+            _run(load_source(open_model(folder), torch.float32))
         case "gguf":
             model, tokenizer = read_gguf_model(folder / original.file)
             _run(model)

@@ -1,12 +1,13 @@
 """Damaged files are read in a process of their own, and another one watches it: for crashes, hangs, memory, wrong errors.
 
-A file passes if it is used without an error, or with a LamoidError of bearable length, in MAX_CPU_S seconds of
+A file passes if it is used without an error, or with a LamoidError of bearable length that does not blame the call, in MAX_CPU_S seconds of
 computing, and with no more new address space than FREE_BYTES + FREE_PER_BYTE for each byte of the file. (In JSON `[]`
 is two bytes, and in Python an object of 56 and a place of 8 in a list.) What the system refuses beyond that ends a Rust
 library at once and is a MemoryError in Python: both are faults. The seconds are those of this process, so that a busy
 machine is no fault; a chat template is rendered in yet another process, whose own limits stand in `templates.py`.
 """
 
+import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -20,11 +21,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from lamoid.errors import LamoidError
+from lamoid.errors import LamoidError, UsageError
 
 MAX_CPU_S, MAX_WALL_S, MAX_START_S = 1.0, 60.0, 300.0
 FREE_BYTES, FREE_PER_BYTE = 64 * 2**20, 32
 MAX_MESSAGE_CHARACTERS = 10_000
+M_ARENA_MAX = -8  # of malloc.h
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "tests.fuzz.kinds"])
 
@@ -82,7 +84,7 @@ def _listen(receiver: Connection, findings: Findings, done: int, n_files: int, m
         if not receiver.poll(max_wall_s):
             os.kill(process_id, signal.SIGUSR1)  # where is it?
             time.sleep(1)
-            findings.add(done, "hang", f"no answer in {max_wall_s} s: {log.read_text(errors='replace')[-1000:]}", 0.0)
+            findings.add(done, "hang", f"no answer in {max_wall_s} s: {log.read_text(errors='replace')[-3000:]}", 0.0)
             return done + 1
         try:
             heard = receiver.recv()
@@ -96,10 +98,11 @@ def _listen(receiver: Connection, findings: Findings, done: int, n_files: int, m
 
 
 def _work(sender: Connection, prepare: Prepare, indices: Iterable[int], scratch: Path) -> None:
-    os.environ |= {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}  # to print one takes more memory than all else
     log = os.open(scratch / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)  # else each thread reserves 64 MB of address space, and uses little of it
     make = prepare(scratch)
     faulthandler.register(signal.SIGUSR1, log)
     sender.send(os.getpid())
@@ -123,6 +126,7 @@ def _outcome(n_bytes: int, use: Callable[[], object]) -> tuple[str, str, float]:
     except LamoidError as error:
         outcome, n_characters = type(error).__name__, len(str(error))
         fault = f"a message of {n_characters} characters" if n_characters > MAX_MESSAGE_CHARACTERS else ""
+        fault = f"blames the call: {error}" if isinstance(error, UsageError) else fault
     except BaseException as error:
         outcome, fault = "wrong error", "".join(traceback.format_exception(error)[-4:])[-1500:]
     seconds = time.process_time() - began

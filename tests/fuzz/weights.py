@@ -40,7 +40,7 @@ def _damage_header(header: Any, dice: random.Random) -> None:
             put(second, "data_offsets", places[0])
         case 1:
             put(first, "data_offsets", places[1])
-        case 2 if places[0]:
+        case 2 if isinstance(places[0], list) and [type(place) for place in places[0]] == [int, int]:
             low, high = places[0]
             by = dice.choice([1, 4, -4, 64, 2**32, 2**63, -(2**63)])
             put(

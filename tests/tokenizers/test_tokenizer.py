@@ -159,6 +159,28 @@ def test_a_catastrophic_pattern_is_refused_wherever_it_is(bpe, tmp_path, part):
         changed(bpe, tmp_path, change)
 
 
+@pytest.mark.parametrize("part, lists", [("normalizer", "normalizers"), ("decoder", "decoders")])
+def test_replacements_that_blow_a_text_up_are_refused(bpe, tmp_path, part, lists):
+    """32 rules of a few bytes would make four billion characters of one."""
+
+    def rule(content, **pattern):
+        return {"type": "Replace", "pattern": pattern, "content": content}
+
+    for rules in ([rule("aa", String="a")] * 32, [rule("a" * 100, String="a")], [rule("a" * 100, Regex="b")]):
+        with pytest.raises(DataError, match=r"is no tokenizer: the rules make a text .* times as long; at most 64"):
+            changed(bpe, tmp_path, lambda content, r=rules: content.update({part: {"type": "Sequence", lists: r}}))
+    harmless = [rule("▁", String=" "), rule('"', String="``"), rule(" ", Regex=" {2,}"), rule("", Regex="^ ")]
+    tokenizer = changed(bpe, tmp_path, lambda content: content.update({part: {"type": "Sequence", lists: harmless}}))
+    assert tokenizer.encode("a b")
+
+
+def test_a_role_that_is_no_text_is_refused(bpe, write_files):
+    directory = write_files(bpe)
+    (directory / "tokenizer_config.json").write_text('{"bos_token": "<\\ud800>"}')
+    with pytest.raises(DataError, match="the bos_token has a lone surrogate U\\+D800 at position 1"):
+        load_tokenizer(directory)
+
+
 def test_a_panic_of_the_runtime_while_encoding_is_a_clean_error(bpe):
     """Oniguruma gives up after ten million steps, and the runtime turns that into a panic, which is no Exception."""
     backend = runtime.Tokenizer.from_str(bpe.backend.to_str())

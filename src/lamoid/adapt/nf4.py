@@ -40,7 +40,7 @@ class Nf4Config:
 
     def __post_init__(self) -> None:
         if self.compute_dtype not in DTYPES:
-            raise UsageError(f"compute_dtype is {self.compute_dtype!r}; it must be one of {', '.join(DTYPES)}")
+            raise UsageError(f"compute_dtype is {self.compute_dtype!r:.80}; it must be one of {', '.join(DTYPES)}")
 
 
 def quantize_base(model: M, config: Nf4Config, offsets: Mapping[str, float] | None = None) -> M:

@@ -23,7 +23,7 @@ def _read_config(kind: type, raw: dict[str, Any]) -> Any:
     unknown = sorted(raw.keys() - names.keys() - _OTHERS)
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=1, cutoff=0.0)[0]
-        raise CheckpointError(f"{unknown[0]} is no field of {kind.__name__}; did you mean {near}?")
+        raise CheckpointError(f"{unknown[0]:.80} is no field of {kind.__name__}; did you mean {near}?")
     required = [field.name for field in fields if field.default is dataclasses.MISSING]
     return make_config(kind, read_fields(kind, names, raw, required), names)
 

@@ -22,6 +22,7 @@ from lamoid.adapt.lora import LoraConfig, LoraLinear, add_lora
 from lamoid.adapt.nf4 import DTYPES, Nf4Config, Nf4Linear, offsets_of, quantize_base
 from lamoid.checkpoints.hf_files import CONFIG_FILE
 from lamoid.checkpoints.hf_stream import GENERATION_FILE, open_hf
+from lamoid.checkpoints.llama_tensors import listed
 from lamoid.checkpoints.name_maps import llama_from_hf, llama_to_hf
 from lamoid.checkpoints.source import fingerprint
 from lamoid.checkpoints.store import ADAPTER_FILE, read_object, write_object
@@ -128,15 +129,18 @@ def attach(model: Llama, saved: SavedAdapter, *, dtype: torch.dtype | None = Non
     if isinstance(saved.method, LoraConfig):
         foreign += [f"{path}, which is not there" for path in saved.method.targets if path not in linears]
     if foreign:
-        raise CheckpointError(f"{saved.directory} belongs to another base than {saved.base}: {'; '.join(foreign[:10])}")
-    if saved.quantization is not None:
-        quantize_base(model, saved.quantization.config, saved.quantization.offsets)
-    if dtype is not None:
-        model.to(dtype)
-    if isinstance(saved.method, LoraConfig):
-        add_lora(model, saved.method)
-    else:
-        add_adapters(model, saved.method)
+        raise CheckpointError(f"{saved.directory} belongs to another base than {saved.base}: {listed(foreign)}")
+    try:
+        if saved.quantization is not None:
+            quantize_base(model, saved.quantization.config, saved.quantization.offsets)
+        if dtype is not None:
+            model.to(dtype)
+        if isinstance(saved.method, LoraConfig):
+            add_lora(model, saved.method)
+        else:
+            add_adapters(model, saved.method)
+    except UsageError as error:
+        raise CheckpointError(f"{saved.directory}: {error}") from error
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     found = {name: tuple(tensor.shape) for name, tensor in saved.state.items()}
     problems = [
@@ -144,7 +148,7 @@ def attach(model: Llama, saved: SavedAdapter, *, dtype: torch.dtype | None = Non
     ]
     problems += [f"{name} is superfluous" for name in found.keys() - wanted.keys()]
     if problems:
-        raise CheckpointError(f"{saved.directory} does not fit its base {saved.base}: {'; '.join(problems[:10])}")
+        raise CheckpointError(f"{saved.directory} does not fit its base {saved.base}: {listed(problems)}")
     model.load_state_dict(saved.state, strict=False)
     return model.eval()
 
@@ -208,7 +212,7 @@ def _lora(raw: dict[str, Any], state: dict[str, Tensor]) -> LoraConfig:
     paths = tuple(dict.fromkeys(name.rpartition(".lora_")[0] for name in state))
     odd = [name for name in state if not name.endswith((".lora_A", ".lora_B"))]
     if odd or not paths:
-        raise CheckpointError(f"{TENSORS_FILE} holds {', '.join(odd[:5]) or 'nothing'}; expected are lora_A and lora_B")
+        raise CheckpointError(f"{TENSORS_FILE} holds {listed(odd) or 'nothing'}; expected are lora_A and lora_B")
     ranks = sorted({t.shape[0] if name.endswith("A") else t.shape[-1] for name, t in state.items() if t.dim() == 2})
     if ranks != [raw.get("r", 8)]:
         raise CheckpointError(f"r is {raw.get('r', 8)!r:.80}, but {TENSORS_FILE} holds LoRA of rank {ranks}")
@@ -226,7 +230,7 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file} cannot be read: {str(error)[:300]}") from error
     odd = [name for name, t in tensors.items() if not name.startswith(_PREFIX) or not t.is_floating_point()]
     if odd:
-        raise CheckpointError(f"{file} holds {', '.join(odd[:5])}; expected are weights named {_PREFIX}…")
+        raise CheckpointError(f"{file} holds {listed(odd)}; expected are weights named {_PREFIX}…")
     return {_from_peft(name): tensor.float() for name, tensor in tensors.items()}
 
 
@@ -250,7 +254,7 @@ def _quantization(model: nn.Module) -> dict[str, Any] | None:
 def _read_quantization(raw: Any) -> Quantization | None:
     if raw is None:
         return None
-    if not isinstance(raw, dict) or raw.get("type") != "nf4" or raw.get("weight_dtype") not in _WEIGHT_DTYPES:
+    if not isinstance(raw, dict) or raw.get("type") != "nf4" or str(raw.get("weight_dtype")) not in _WEIGHT_DTYPES:
         raise CheckpointError(f"quantization in {OWN_FILE} is {str(raw)[:80]}; expected is nf4 as written here")
     offsets = raw.get("offsets")
     if not isinstance(offsets, dict) or not all(type(v) is float and math.isfinite(v) for v in offsets.values()):

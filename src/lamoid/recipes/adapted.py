@@ -1,5 +1,6 @@
 """An adapter and the base that it names -> the adapted model, and the whole model that it amounts to."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,12 +72,12 @@ def open_merged(directory: Path) -> "tuple[Llama, Source, bool]":
 
 def find_base(saved: "SavedAdapter") -> Path:
     """The directory of an adapter's base, which it names by path or by its name on the Hugging Face Hub."""
-    path, name = Path(saved.base).expanduser(), f"hf:{saved.base}"
-    if path.is_dir():
-        return path
+    path, name = os.path.expanduser(saved.base), f"hf:{saved.base}"  # whatever it says, these do not raise
+    if os.path.isdir(path):
+        return Path(path)
     if is_name(name):
         return models_path(name)
     raise DataError(
-        f"{saved.base}, the base of {saved.directory}, is not there; "
+        f"{saved.base:.200}, the base of {saved.directory}, is not there; "
         f"put it back, or write where it is into base_model_name_or_path of adapter_config.json"
     )

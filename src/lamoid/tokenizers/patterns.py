@@ -18,6 +18,7 @@ from lamoid.errors import DataError
 
 RUN_LENGTH = 64
 MOST_WAYS = 2**12  # less than `a*a*b` has; Llama 3's pattern has 142, that of GPT-4o 1057
+MOST_GROWTH = 64
 MAX_DEPTH = 32
 
 
@@ -38,14 +39,22 @@ _REPEAT = re.compile(r"(?:([*+?])\+?|\{(\d+)\}|\{(\d*),(\d*)\})\??")
 
 
 def check_patterns(backend: runtime.Tokenizer) -> None:
-    """Raise DataError if a normalizer, pre-tokenizer or decoder has a pattern with more than MOST_WAYS to match."""
+    """Raise DataError if a normalizer, pre-tokenizer or decoder has a pattern with more than MOST_WAYS to match.
+
+    And if its replacements, one after the other, could make a text more than MOST_GROWTH times as long.
+    """
     for part in (backend.normalizer, backend.pre_tokenizer, backend.decoder):
-        for pattern in _patterns(json.loads(part.__getstate__())) if part is not None else ():
-            if ways_to_match(pattern) > MOST_WAYS:
+        growth = 1.0
+        for rule in _rules_with_patterns(json.loads(part.__getstate__())) if part is not None else ():
+            pattern, text = rule["pattern"].get("Regex"), rule["pattern"].get("String", "")
+            if pattern is not None and ways_to_match(pattern) > MOST_WAYS:
                 raise DataError(
                     f"the pattern {pattern!r:.80} could match a text of {RUN_LENGTH} characters in more than "
                     f"{MOST_WAYS} ways, and try them all; write it without repetitions inside repetitions"
                 )
+            growth *= max(len(rule.get("content", "")) / len(text) if text else len(rule.get("content", "")) + 1, 1)
+        if growth > MOST_GROWTH:
+            raise DataError(f"the rules make a text {growth:.3g} times as long; at most {MOST_GROWTH} are allowed")
 
 
 def ways_to_match(pattern: str) -> int:
@@ -152,9 +161,9 @@ def _capped(inside: int, last: int, optional: bool) -> _Ways:
     return _Ways(min(inside, MOST_WAYS + 1), min(last, MOST_WAYS + 1), optional)
 
 
-def _patterns(state: Any) -> Iterator[str]:
-    """Every pattern in a part of a tokenizer.json."""
-    if isinstance(state, dict) and isinstance(state.get("Regex"), str):
-        yield state["Regex"]
+def _rules_with_patterns(state: Any) -> Iterator[dict[str, Any]]:
+    """Every rule in a part of a tokenizer.json that looks for a text or a pattern."""
+    if isinstance(state, dict) and isinstance(state.get("pattern"), dict):
+        yield state
     for value in state.values() if isinstance(state, dict) else state if isinstance(state, list) else ():
-        yield from _patterns(value)
+        yield from _rules_with_patterns(value)

@@ -227,7 +227,10 @@ def name_roles(config: dict[str, Any]) -> dict[str, str]:
     """The special token of each role that a `tokenizer_config.json` names."""
     tokens = {role: config.get(f"{role}_token") for role in SPECIAL_ROLES}
     contents = {role: t.get("content") if isinstance(t, dict) else t for role, t in tokens.items()}
-    return {role: token for role, token in contents.items() if isinstance(token, str)}
+    roles = {role: token for role, token in contents.items() if isinstance(token, str)}
+    for role, token in roles.items():
+        check_encodable(token, f"the {role}_token")
+    return roles
 
 
 def _check_ids(vocabulary: dict[str, int]) -> None:
