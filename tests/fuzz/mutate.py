@@ -9,7 +9,8 @@ from typing import Any
 NUMBERS = [0, 1, -1, 2, 7, 2**15, 2**31 - 1, 2**31, 2**32, 2**40, 2**53 + 1, 2**63, 2**64 - 1, 2**64, -(2**63), 10**30]
 FLOATS = [0.5, -0.5, 1.0, 1e-9, 1e-320, 1e308, -1e308, float("nan"), float("inf"), float("-inf")]
 TEXTS = [
-    "", "a", " ", "\0", "\n", "\ud800", "../x", "~nobody/x", "/etc/passwd", ".", "NaN", "1", "true", "null", "__proto__", "{0}", "%s",
+    "", "a", " ", "\0", "\n", "\ud800", "../x", "~nobody/x", "/etc/passwd", ".", "NaN", "1", "true", "null", "__proto__",
+    "{0}", "%s",
     "Tie\u0302\u0301ng", "中文", "한국어", "\u202eabc", "👩‍👩‍👧", "\U0010ffff", "a\u0301" * 300, "x" * 70_000,
 ]  # fmt: skip
 

@@ -1,10 +1,11 @@
 """Damaged files are read in a process of their own, and another one watches it: for crashes, hangs, memory, wrong errors.
 
-A file passes if it is used without an error, or with a LamoidError of bearable length that does not blame the call, in MAX_CPU_S seconds of
-computing, and with no more new address space than FREE_BYTES + FREE_PER_BYTE for each byte of the file. (In JSON `[]`
-is two bytes, and in Python an object of 56 and a place of 8 in a list.) What the system refuses beyond that ends a Rust
-library at once and is a MemoryError in Python: both are faults. The seconds are those of this process, so that a busy
-machine is no fault; a chat template is rendered in yet another process, whose own limits stand in `templates.py`.
+A file passes if it is used without an error, or with a LamoidError of bearable length that does not blame the call, in
+MAX_CPU_S seconds of computing, and with no more new address space than FREE_BYTES + FREE_PER_BYTE for each byte of the
+file. (In JSON `[]` is two bytes, and in Python an object of 56 and a place of 8 in a list.) What the system refuses beyond
+that ends a Rust library at once and is a MemoryError in Python: both are faults. The seconds are those of this process, so
+that a busy machine is no fault; a chat template is rendered in yet another process, whose own limits stand in
+`templates.py`.
 """
 
 import ctypes
