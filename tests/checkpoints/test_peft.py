@@ -20,7 +20,7 @@ from lamoid.adapt.lora import LoraConfig, add_lora
 from lamoid.adapt.nf4 import Nf4Config, Nf4Linear, quantize_base
 from lamoid.checkpoints.hf import read_model, write_model
 from lamoid.checkpoints.name_maps import llama_from_hf, llama_to_hf
-from lamoid.checkpoints.peft import read_adapter, read_adapter_state, write_adapter
+from lamoid.checkpoints.peft import read_adapter, write_adapter
 from lamoid.checkpoints.store import is_adapter
 from lamoid.errors import CheckpointError, DataError, UsageError
 from lamoid.models.llama import Llama, LlamaConfig
@@ -138,7 +138,7 @@ def test_there_and_back_changes_no_bit(method: Callable[[Llama], Llama], base: P
     directory, ids = written(model, base), some_ids(model.config)
     again, _ = lamoid.load(directory, dtype=dtype)
     assert is_adapter(directory) and torch.equal(again(ids), model(ids))
-    state = read_adapter_state(directory)
+    state = read_adapter(directory).state
     assert state.keys() == {name for name, p in model.named_parameters() if p.requires_grad}
     found = model.load_state_dict({name: torch.zeros_like(t) for name, t in state.items()}, strict=False)
     assert not found.unexpected_keys and not torch.equal(model(ids), again(ids))

@@ -112,11 +112,6 @@ def read_adapter(directory: Path) -> SavedAdapter:
     return SavedAdapter(directory, base, method, state, base_tensors, quantization, print_of_base)
 
 
-def read_adapter_state(directory: Path) -> dict[str, Tensor]:
-    """What was trained, by the names of the adapted model's parameters: for `load_state_dict(…, strict=False)`."""
-    return read_adapter(directory).state
-
-
 def attach(model: Llama, saved: SavedAdapter, *, dtype: torch.dtype | None = None) -> Llama:
     """Put a saved adapter on its base, which is quantized first where it was; returns the model, unmerged.
 

@@ -23,22 +23,28 @@ def load_adapted(directory: Path, *, dtype: "torch.dtype | None" = None) -> "tup
     Raises CheckpointError where the base is another one than the adapter was trained on (fault F29).
     """
     from lamoid.checkpoints.hf import read_model
-    from lamoid.checkpoints.hf_stream import open_hf
     from lamoid.checkpoints.peft import attach, read_adapter
-    from lamoid.checkpoints.source import fingerprint
     from lamoid.models.llama import Llama
 
     saved = read_adapter(directory)
     base = find_base(saved)
-    if saved.fingerprint is not None and saved.fingerprint != fingerprint(open_hf(base)):
-        raise CheckpointError(
-            f"{directory} was trained on another model than the one that is in {base} now; restore that"
-        )
+    check_base(saved, base)
     quantized = saved.quantization
     model = read_model(base, dtype=quantized.weight_dtype if quantized else dtype)
     if not isinstance(model, Llama):
         raise CheckpointError(f"{base} is a {type(model).__name__}; adapters are for Llamas")
     return attach(model, saved, dtype=dtype), base
+
+
+def check_base(saved: "SavedAdapter", base: Path) -> None:
+    """Raise CheckpointError where the model in `base` is not the one that the adapter was trained on, if that is known."""
+    from lamoid.checkpoints.hf_stream import open_hf
+    from lamoid.checkpoints.source import fingerprint
+
+    if saved.fingerprint is not None and saved.fingerprint != fingerprint(open_hf(base)):
+        raise CheckpointError(
+            f"{saved.directory} was trained on another model than the one that is in {base} now; restore that"
+        )
 
 
 def open_merged(directory: Path) -> "tuple[Llama, Source, bool]":

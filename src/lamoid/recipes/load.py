@@ -57,6 +57,12 @@ def resolve(path: str | Path) -> Path:
     )
 
 
+def keep_apart(model: str | Path, out: str | Path) -> None:
+    """Raise UsageError where a run would write into the directory of the model that it begins from."""
+    if resolve(model).resolve() == Path(out).expanduser().resolve():
+        raise UsageError(f"--out is {out}, which holds the model to begin from; choose another directory")
+
+
 def model_directory(path: str | Path) -> Path:
     """The directory that a model argument names."""
     directory = resolve(path)

@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lamoid.adapt.adapters import AdapterConfig, add_adapters
 from lamoid.adapt.lora import LoraConfig, add_lora
 from lamoid.adapt.nf4 import Nf4Config, quantize_base
-from lamoid.checkpoints.peft import read_adapter_state, write_adapter
+from lamoid.checkpoints.peft import read_adapter, write_adapter
 from lamoid.errors import UsageError
 from lamoid.models.llama import Llama
+from lamoid.recipes.adapted import check_base
 from lamoid.recipes.resume import Form, whole_model
 from lamoid.recipes.settings import FinetuneSettings
 from lamoid.tokenizers.tokenizer import Tokenizer
@@ -44,7 +45,13 @@ def form_of(method: str | None, model: nn.Module, tokenizer: Tokenizer, origin: 
         raise UsageError(
             f"method is {method!r}, which is for Llamas; train a {type(model).__name__} with --method full"
         )
-    return Form(lambda folder: write_adapter(folder, model, tokenizer, origin), read_adapter_state)
+
+    def read(folder: Path) -> dict[str, Tensor]:
+        saved = read_adapter(folder)
+        check_base(saved, origin)
+        return saved.state
+
+    return Form(lambda folder: write_adapter(folder, model, tokenizer, origin), read)
 
 
 def describe(model: nn.Module) -> str:
