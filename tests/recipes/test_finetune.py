@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
 import lamoid
 from lamoid.cli import main
@@ -132,6 +133,26 @@ def test_going_on_with_another_rank_or_other_data_is_refused(make_tuning, chats,
     other.write_text("".join(chats.read_text(encoding="utf-8").splitlines(keepends=True)[:20]), encoding="utf-8")
     assert run.finish(data=other) == 2
     assert "data" in run.messages().splitlines()[-1]
+
+
+def test_going_on_with_another_base_is_refused(make_tuning, base, tmp_path):
+    own = tmp_path / "base"
+    shutil.copytree(base, own)
+    run = make_tuning("run", "lora", **{"max-steps": 6})
+    run.verb = ("finetune", str(own))
+    assert run.finish() == 0, run.messages()
+    weights = load_file(own / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, own / "model.safetensors", {"format": "pt"})
+    assert run.finish() == 3
+    assert "another model" in run.messages().splitlines()[-1]
+
+
+def test_the_model_itself_is_not_written_over(make_tuning, base):
+    before = (base / "model.safetensors").read_bytes()
+    run = make_tuning("run", "full", out=base)
+    assert run.finish() == 2
+    assert "choose another directory" in run.messages().splitlines()[-1]
+    assert (base / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.recipes.load import is_gguf, load_named_tokenizer, model_directory
 from lamoid.recipes.prepare import PreparedText, measure, prepare
 from lamoid.recipes.settings import PretrainSettings
-from lamoid.recipes.sizes import choose_size, choose_steps, model_config
+from lamoid.recipes.sizes import choose_size, choose_steps, fill_course, model_config
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 S = TypeVar("S", bound=PretrainSettings)
 PRESETS: dict[str, Any] = llama.PRESETS | gpt2.PRESETS
-_OTHERS: dict[str, Any] = bert.PRESETS | roberta.PRESETS | transformer.PRESETS
-LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
+ENCODERS: dict[str, Any] = bert.PRESETS | roberta.PRESETS
+_OTHERS: dict[str, Any] = ENCODERS | transformer.PRESETS
 CONTINUED_LEARNING_RATE, CONTINUED_CONTEXT = 1e-4, 256
 """Where a model is trained on: a third of Llama 2's highest rate, so that it forgets little, and rows that fit a CPU."""
 
@@ -59,22 +59,12 @@ def choose(
     cores, n_parameters = recipe.threads or torch.get_num_threads(), count_parameters(config)
     per_step = context * batch_rows * recipe.accumulate
     steps = recipe.max_steps or choose_steps(size, n_parameters, per_step, len(text.tokens), cores)
-    warmup = (
-        min(LLAMA2_WARMUP_STEPS, int(LARGEST_WARMUP_SHARE * steps))
-        if recipe.warmup_steps is None
-        else recipe.warmup_steps
-    )
-    chosen = replace(
-        recipe,
-        vocab_size=vocab_size,
-        context=context,
-        batch_rows=batch_rows,
-        max_steps=steps,
-        warmup_steps=warmup,
-        learning_rate=rate,
-        schedule=recipe.schedule or "cosine",
-        eval_every=recipe.eval_every or max(steps // (10 if model is None else 3), 1),
-        sample_every=max(steps // 10, 1) if recipe.sample_every is None else recipe.sample_every,
+    chosen = fill_course(
+        replace(recipe, vocab_size=vocab_size, context=context, batch_rows=batch_rows),
+        steps,
+        rate,
+        evaluations=10 if model is None else 3,
+        samples=10,
     )
     origin = f"from {recipe.init}" if model is not None else f"the table's size for text of {n_bytes / 1e6:.1f} MB"
     notify(

@@ -1,10 +1,13 @@
 """What a run's model is measured by on held-out data, between steps of training."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lamoid.data.masked import FullSentences
@@ -17,6 +20,7 @@ from lamoid.models.heads import HeadedEncoder, PretrainingHead
 from lamoid.models.llama import Llama
 from lamoid.models.transformer import Transformer
 from lamoid.nn.losses import IGNORED
+from lamoid.training.loop import Batches, Objective
 from lamoid.training.objectives import next_token, target_tokens
 
 MOST_ROWS = 512
@@ -44,21 +48,44 @@ def on_text(model: DecoderModel, documents: Sequence[Sequence[int]], n_bytes: in
     return evaluate
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients; afterwards the model is in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def mean_loss(model: nn.Module, objective: Objective, batches: Iterable[Any], should_stop: Callable[[], bool]) -> float:
+    """The objective's loss for each trained token of all batches, or of those before `should_stop()`."""
+    loss_sum, n_trained = 0.0, 0
+    for batch in batches:
+        if should_stop():
+            break
+        loss, count = objective(model, batch)
+        loss_sum, n_trained = loss_sum + float(loss), n_trained + count
+    return loss_sum / max(n_trained, 1)
+
+
+def first_epoch(batches: Batches, most_rows: float = math.inf) -> Iterator[Any]:
+    """The batches of the first epoch, or those that begin before `most_rows`."""
+    position = (0, 0)
+    while position[0] == 0 and position[1] < most_rows:
+        batch, position = batches(position)
+        yield batch
+
+
 def on_answers(model: Llama, rows: PackedConversations) -> Evaluate:
     """Loss of a trained token over all examples once; the perplexity beside it."""
 
-    @torch.no_grad()
     def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
-        was_training, position = model.training, (0, 0)
-        model.eval()
-        loss_sum, n_trained = 0.0, 0
-        while position[0] == 0 and not should_stop():
-            batch, position = rows(position)
-            loss, count = next_token(model, batch)
-            loss_sum, n_trained = loss_sum + float(loss), n_trained + count
-        model.train(was_training)
-        loss_mean = loss_sum / max(n_trained, 1)
-        return None if should_stop() else Evaluation(loss_mean, {"perplexity": math.exp(min(loss_mean, 700.0))})
+        with evaluating(model):
+            loss = mean_loss(model, next_token, first_epoch(rows), should_stop)
+        return None if should_stop() else Evaluation(loss, {"perplexity": math.exp(min(loss, 700.0))})
 
     return evaluate
 
@@ -66,30 +93,26 @@ def on_answers(model: Llama, rows: PackedConversations) -> Evaluate:
 def on_masked(model: HeadedEncoder, rows: FullSentences | NextSentencePairs) -> Evaluate:
     """MLM loss and accuracy at hidden positions of up to MOST_ROWS rows, and NSP accuracy where there are pairs."""
 
-    @torch.no_grad()
     def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
-        was_training, position, head = model.training, (0, 0), model.head
+        head, device = model.head, next(model.parameters()).device
         mlm, nsp = (head.mlm, head.nsp) if isinstance(head, PretrainingHead) else (head, None)
-        model.eval()
-        loss_sum, n_hidden, n_right, n_pairs, n_pairs_right = 0.0, 0, 0, 0, 0
-        while position[0] == 0 and position[1] < MOST_ROWS and not should_stop():
-            batch, position = rows(position)
-            hidden = model.encoder(batch.input_ids, batch.attention_mask, batch.segment_ids)
-            chosen = batch.labels != IGNORED
-            logits, labels = mlm(hidden[chosen]), batch.labels[chosen]
-            loss_sum += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-            n_hidden, n_right = n_hidden + len(labels), n_right + int((logits.argmax(-1) == labels).sum())
-            if nsp is not None and batch.next_sentence is not None:
-                answers = nsp(hidden).argmax(-1)
-                n_pairs, n_pairs_right = (
-                    n_pairs + len(answers),
-                    n_pairs_right + int((answers == batch.next_sentence).sum()),
-                )
-        model.train(was_training)
-        if should_stop():
-            return None
-        figures = {"masked_accuracy": n_right / n_hidden}
-        return Evaluation(loss_sum / n_hidden, figures | ({"nsp_accuracy": n_pairs_right / n_pairs} if n_pairs else {}))
+        loss_sum, hidden_right, pairs_right = 0.0, list[Tensor](), list[Tensor]()
+        with evaluating(model):
+            for batch in first_epoch(rows, MOST_ROWS):
+                if should_stop():
+                    return None
+                inputs = (batch.input_ids, batch.attention_mask, batch.segment_ids)
+                hidden, labels = model.encoder(*(part.to(device) for part in inputs)), batch.labels.to(device)
+                chosen = labels != IGNORED
+                logits = mlm(hidden[chosen])
+                loss_sum += float(F.cross_entropy(logits.float(), labels[chosen], reduction="sum"))
+                hidden_right.append(logits.argmax(-1) == labels[chosen])
+                if nsp is not None and batch.next_sentence is not None:
+                    pairs_right.append(nsp(hidden).argmax(-1) == batch.next_sentence.to(device))
+        right = torch.cat(hidden_right)
+        figures = {"masked_accuracy": float(right.float().mean())}
+        figures |= {"nsp_accuracy": float(torch.cat(pairs_right).float().mean())} if pairs_right else {}
+        return Evaluation(loss_sum / len(right), figures)
 
     return evaluate
 
@@ -99,18 +122,10 @@ def on_pairs(
 ) -> Evaluate:
     """Loss of a target token, without label smoothing, over all pairs; and what `score_translations(should_stop)` says."""
 
-    @torch.no_grad()
     def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
-        was_training, objective = model.training, target_tokens(label_smoothing=0.0)
-        model.eval()
-        loss_sum, n_trained = 0.0, 0
-        for batch in rows.in_order():
-            if should_stop():
-                break
-            loss, count = objective(model, batch)
-            loss_sum, n_trained = loss_sum + float(loss), n_trained + count
-        figures = score_translations(should_stop)
-        model.train(was_training)
-        return None if should_stop() else Evaluation(loss_sum / max(n_trained, 1), figures)
+        with evaluating(model):
+            loss = mean_loss(model, target_tokens(label_smoothing=0.0), rows.in_order(), should_stop)
+            figures = score_translations(should_stop)
+        return None if should_stop() else Evaluation(loss, figures)
 
     return evaluate

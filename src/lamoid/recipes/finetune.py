@@ -1,16 +1,11 @@
 """`lamoid finetune`: a model that exists and examples of what it should do -> one that does it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lamoid.errors import UsageError
 from lamoid.recipes.recipe import say
 from lamoid.recipes.settings import FinetuneSettings
-
-_ELSEWHERE = {"out", "data", "template", "threads", "device", "resume", "force"}
-_REPORTING = {"eval_every", "sample_every", "patience", "keep", "tensorboard", "epochs"}
-MAY_CHANGE = _ELSEWHERE | _REPORTING
-"""Settings that may differ when a run goes on; the data and the model are compared by their content."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +19,21 @@ def run(recipe: Recipe) -> int:
     from lamoid.recipes.evaluation import on_answers
     from lamoid.recipes.fit import fit
     from lamoid.recipes.instruct import answer, choose, read_data, show_first
-    from lamoid.recipes.load import check_device, load_with_tokenizer, model_directory
+    from lamoid.recipes.load import check_device, keep_apart, load_with_tokenizer, model_directory
     from lamoid.recipes.methods import adapt, describe, form_of
-    from lamoid.recipes.resume import with_earlier
+    from lamoid.recipes.resume import identity, with_earlier
     from lamoid.training.objectives import next_token
 
     if not recipe.model or not recipe.data or not recipe.out:
         raise UsageError(
             "a model, --data and --out are needed, such as: lamoid finetune smollm2 --data chats.jsonl --out runs/mine"
         )
+    keep_apart(recipe.model, recipe.out)
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
         if recipe.task != "chat":
             from lamoid.recipes.label import tune_encoder
 
-            code = tune_encoder(with_earlier(recipe, directory.path), directory, MAY_CHANGE)
+            code = tune_encoder(with_earlier(recipe, directory.path), directory)
             say(f"the best model is in {recipe.out}; try: lamoid predict {recipe.out} texts.txt")
             return code
         given, origin = with_earlier(recipe, directory.path), model_directory(recipe.model).absolute()
@@ -51,7 +47,6 @@ def run(recipe: Recipe) -> int:
         say(
             f"schedule: {chosen.max_steps:,} steps; an epoch has {data.training.rows_per_epoch:,} rows of {chosen.context}"
         )
-        settings = {name: value for name, value in asdict(chosen).items() if name not in MAY_CHANGE}
         code = fit(
             chosen,
             directory,
@@ -61,7 +56,7 @@ def run(recipe: Recipe) -> int:
             next_token,
             evaluate=on_answers(model, data.heldout),
             sample=lambda: answer(model, tokenizer, data),
-            identity={"data": data.key, "tokenizer": tokenizer.fingerprint(), **settings},
+            identity=identity(chosen, data.key, tokenizer),
         )
     if code == 0:
         say(f"the best model is in {recipe.out}; try: lamoid chat {recipe.out}")

@@ -29,7 +29,7 @@ def run(recipe: Recipe) -> int:
     from lamoid.checkpoints.store import write_json
     from lamoid.models.llama import Llama
     from lamoid.recipes.gqa_report import compare_decoding, describe
-    from lamoid.recipes.load import load_with_tokenizer
+    from lamoid.recipes.load import keep_apart, load_with_tokenizer
     from lamoid.recipes.resume import with_earlier
     from lamoid.recipes.uptrain import facts, heldout_loss, is_finished, plan, uptrain
 
@@ -37,6 +37,7 @@ def run(recipe: Recipe) -> int:
         raise UsageError(
             "wanted: lamoid gqa MODEL --kv-heads 2 --data my_folder/ --out runs/gqa (see lamoid gqa --help)"
         )
+    keep_apart(recipe.model, recipe.out)
     model, tokenizer = load_with_tokenizer(recipe.model, recipe.threads)
 
     def convert(way: str) -> Llama:

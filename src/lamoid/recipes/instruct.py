@@ -16,10 +16,10 @@ from lamoid.inference.generate import generate
 from lamoid.inspect.batch_picture import legend, lines
 from lamoid.inspect.batch_view import view_batch
 from lamoid.models.llama import Llama
-from lamoid.recipes.choose import LARGEST_WARMUP_SHARE, LLAMA2_WARMUP_STEPS
 from lamoid.recipes.conversation import find_encoder, find_end_ids
 from lamoid.recipes.methods import LEARNING_RATES
 from lamoid.recipes.settings import FinetuneSettings
+from lamoid.recipes.sizes import fill_course
 from lamoid.tokenizers.tokenizer import Tokenizer
 
 S = TypeVar("S", bound=FinetuneSettings)
@@ -92,20 +92,9 @@ def choose(s: S, data: InstructData) -> S:
     """Fill in every setting that is None."""
     rows = data.training
     steps = s.max_steps or max(math.ceil(s.epochs * rows.rows_per_epoch / (rows.batch_rows * s.accumulate)), 1)
-    warmup = min(LLAMA2_WARMUP_STEPS, int(LARGEST_WARMUP_SHARE * steps)) if s.warmup_steps is None else s.warmup_steps
     method = s.method or "lora"
-    return replace(
-        s,
-        method=method,
-        context=rows.row_tokens,
-        batch_rows=rows.batch_rows,
-        max_steps=steps,
-        warmup_steps=warmup,
-        learning_rate=s.learning_rate or LEARNING_RATES[method],
-        schedule=s.schedule or "cosine",
-        eval_every=s.eval_every or max(steps // 5, 1),
-        sample_every=max(steps // 5, 1) if s.sample_every is None else s.sample_every,
-    )
+    filled = replace(s, method=method, context=rows.row_tokens, batch_rows=rows.batch_rows)
+    return fill_course(filled, steps, LEARNING_RATES[method], evaluations=5, samples=5)
 
 
 def answer(model: Llama, tokenizer: Tokenizer, data: InstructData, max_new_tokens: int = 48) -> str:

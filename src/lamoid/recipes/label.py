@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,18 +12,19 @@ from torch import Tensor
 
 from lamoid.checkpoints.run_directory import RunDirectory
 from lamoid.data.labelled import balanced_weights, describe_labels, encode_labelled, read_labelled, split_by_label
-from lamoid.data.padded import LabelledRows
+from lamoid.data.padded import EncoderBatch, LabelledRows
 from lamoid.data.spans import Question, Windows, encode_questions, extract_answers, read_questions
 from lamoid.data.tagged import encode_tagged, read_tagged
 from lamoid.errors import DataError, UsageError
 from lamoid.models.heads import Encoder, HeadedEncoder, PooledEncoder, SequenceHead, TokenHead, attach_head
 from lamoid.nn.losses import IGNORED
-from lamoid.recipes.choose import LARGEST_WARMUP_SHARE, LLAMA2_WARMUP_STEPS
-from lamoid.recipes.evaluation import Evaluate, Evaluation
+from lamoid.recipes.evaluation import Evaluate, Evaluation, evaluating, mean_loss
 from lamoid.recipes.fit import fit
 from lamoid.recipes.load import check_device, load, model_directory, set_threads
 from lamoid.recipes.methods import LEARNING_RATES, adapt, describe, form_of
+from lamoid.recipes.resume import identity
 from lamoid.recipes.settings import FinetuneSettings
+from lamoid.recipes.sizes import fill_course
 from lamoid.tokenizers.tokenizer import Tokenizer
 from lamoid.training.encoder_objectives import classes, span_logits, spans
 from lamoid.training.loop import Objective
@@ -48,7 +49,7 @@ class Task:
     figures: Callable[[Sequence[Tensor]], dict[str, float]]
 
 
-def tune_encoder(recipe: FinetuneSettings, directory: RunDirectory, may_change: set[str]) -> int:
+def tune_encoder(recipe: FinetuneSettings, directory: RunDirectory) -> int:
     """Read the data of the task, put its head on the encoder, train; returns the exit code."""
     set_threads(recipe.threads)
     origin = model_directory(recipe.model).absolute()
@@ -67,11 +68,11 @@ def tune_encoder(recipe: FinetuneSettings, directory: RunDirectory, may_change: 
     chosen = _choose(own, task)
     model.to(check_device(chosen.device))
     adapt(model.encoder, chosen)
+    model.encoder.gradient_checkpointing = chosen.gradient_checkpointing
     directory.notify(f"method: {chosen.method}; {describe(model)}")
     directory.notify(
         f"schedule: {chosen.max_steps:,} steps of {rows} rows; an epoch has {len(task.training.rows):,} rows"
     )
-    settings = {name: value for name, value in asdict(chosen).items() if name not in may_change}
     return fit(
         chosen,
         directory,
@@ -81,7 +82,7 @@ def tune_encoder(recipe: FinetuneSettings, directory: RunDirectory, may_change: 
         task.objective,
         evaluate=_evaluate(model, task, span=recipe.task == "span"),
         sample=None,
-        identity={"data": _key(task), "tokenizer": tokenizer.fingerprint(), **settings},
+        identity=identity(chosen, _key(task), tokenizer),
     )
 
 
@@ -104,17 +105,7 @@ def _choose(s: FinetuneSettings, task: Task) -> FinetuneSettings:
     steps = s.max_steps or max(
         math.ceil(s.epochs * len(task.training.rows) / (task.training.batch_rows * s.accumulate)), 1
     )
-    warmup = max(int(LARGEST_WARMUP_SHARE * steps), 1)
-    return replace(
-        s,
-        method=method,
-        max_steps=steps,
-        warmup_steps=min(LLAMA2_WARMUP_STEPS, warmup) if s.warmup_steps is None else s.warmup_steps,
-        learning_rate=s.learning_rate or LEARNING_RATES[method],
-        schedule=s.schedule or "cosine",
-        eval_every=s.eval_every or max(steps // 5, 1),
-        sample_every=0,
-    )
+    return fill_course(replace(s, method=method), steps, LEARNING_RATES[method], evaluations=5, samples=0)
 
 
 def _classify(s: FinetuneSettings, tokenizer: Tokenizer, known: Sequence[str], notify: Callable[[str], object]) -> Task:
@@ -210,23 +201,21 @@ def _split(items: Sequence[T], text_of: Callable[[T], str], s: FinetuneSettings)
 
 
 def _evaluate(model: HeadedEncoder, task: Task, *, span: bool) -> Evaluate:
-    @torch.no_grad()
     def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
-        was_training, said, loss_sum, n_labels = model.training, list[Tensor](), 0.0, 0
-        model.eval()
-        for batch in task.heldout.in_order():
-            if should_stop():
-                break
-            loss, count = task.objective(model, batch)
-            loss_sum, n_labels = loss_sum + float(loss), n_labels + count
+        said: list[Tensor] = []
+
+        def loss_of(model: HeadedEncoder, batch: EncoderBatch) -> tuple[Tensor, int]:
             said.append(span_logits(model, batch) if span else logits_of(model, batch))
-        model.train(was_training)
-        return None if should_stop() else Evaluation(loss_sum / max(n_labels, 1), task.figures(said))
+            return task.objective(model, batch)
+
+        with evaluating(model):
+            loss = mean_loss(model, loss_of, task.heldout.in_order(), should_stop)
+        return None if should_stop() else Evaluation(loss, task.figures(said))
 
     return evaluate
 
 
-def logits_of(model: HeadedEncoder, batch: Any) -> Tensor:
+def logits_of(model: HeadedEncoder, batch: EncoderBatch) -> Tensor:
     """What the head says about a batch."""
     device = next(model.parameters()).device
     return model(*(part.to(device) for part in (batch.input_ids, batch.attention_mask, batch.segment_ids)))

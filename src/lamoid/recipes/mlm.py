@@ -1,7 +1,7 @@
 """`lamoid pretrain` of an encoder: BERT with pairs of sentences, RoBERTa without; a new one, or one that exists."""
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,17 @@ from lamoid.errors import DataError, UsageError
 from lamoid.models import bert, roberta
 from lamoid.models.heads import HeadedEncoder, MLMHead, PooledEncoder, PretrainingHead, attach_head
 from lamoid.nn.losses import IGNORED
-from lamoid.recipes.choose import LARGEST_WARMUP_SHARE, LLAMA2_WARMUP_STEPS
-from lamoid.recipes.evaluation import on_masked
+from lamoid.recipes.choose import ENCODERS
+from lamoid.recipes.evaluation import evaluating, on_masked
 from lamoid.recipes.fit import fit
 from lamoid.recipes.load import check_device, load, load_named_tokenizer
 from lamoid.recipes.prepare import HELDOUT_FOLDER, TOKENS_FILE, PreparedText, measure, prepare, store_path
-from lamoid.recipes.resume import whole_model
+from lamoid.recipes.resume import identity, whole_model
 from lamoid.recipes.settings import PretrainSettings
-from lamoid.recipes.sizes import choose_size, choose_steps
+from lamoid.recipes.sizes import choose_size, choose_steps, fill_course
 from lamoid.tokenizers.tokenizer import Tokenizer
 from lamoid.training.encoder_objectives import masked_tokens
 
-PRESETS: dict[str, Any] = bert.PRESETS | roberta.PRESETS
 CONTEXT, BATCH_ROWS = 128, 32
 MORE_WORK, MORE_EPOCHS = 8, 5
 """Times a Llama's: only 15 % of the tokens teach, and each epoch hides other ones."""
@@ -36,7 +35,7 @@ CONTINUED_RATE = 5e-5
 Rows = FullSentences | NextSentencePairs
 
 
-def pretrain_encoder(recipe: PretrainSettings, directory: RunDirectory, may_change: set[str]) -> int:
+def pretrain_encoder(recipe: PretrainSettings, directory: RunDirectory) -> int:
     """Prepare the text, fill in what was not given, train; returns the exit code."""
     initial, tokenizer = _begin(recipe)
     uses_pairs = _uses_pairs(recipe, initial)
@@ -47,7 +46,6 @@ def pretrain_encoder(recipe: PretrainSettings, directory: RunDirectory, may_chan
     model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))
     torch.manual_seed(chosen.seed)  # of dropout
     training, heldout = (_rows(chosen, text, folder) for folder in ("", HELDOUT_FOLDER))
-    settings = {name: value for name, value in asdict(chosen).items() if name not in may_change}
     code = fit(
         chosen,
         directory,
@@ -57,7 +55,7 @@ def pretrain_encoder(recipe: PretrainSettings, directory: RunDirectory, may_chan
         masked_tokens,
         evaluate=on_masked(model, heldout),
         sample=lambda: guesses(model, text.tokenizer, heldout),
-        identity={"data": text.key, "tokenizer": text.tokenizer.fingerprint(), **settings},
+        identity=identity(chosen, text.key, text.tokenizer),
     )
     if code == 0:
         directory.notify(
@@ -115,7 +113,7 @@ def _model(recipe: PretrainSettings, initial: Any, tokenizer: Tokenizer, uses_pa
         return initial
     if initial is None:
         pad_id, context = tokenizer.special_id("pad") or 0, recipe.context or CONTEXT
-        config = replace(PRESETS[recipe.model], vocab_size=tokenizer.vocab_size, max_seq_len=context, pad_id=pad_id)
+        config = replace(ENCODERS[recipe.model], vocab_size=tokenizer.vocab_size, max_seq_len=context, pad_id=pad_id)
         kind = bert.Bert if isinstance(config, bert.BertConfig) else roberta.Roberta
         initial = kind(config).initialise(recipe.seed)
     return attach_head(initial, "pretraining" if uses_pairs else "mlm", recipe.seed)
@@ -138,25 +136,15 @@ def _choose(
     rate = (
         CONTINUED_RATE if recipe.init else next((RATES[d] for d in RATES if config.d_model <= d), min(RATES.values()))
     )
-    warmup = min(LLAMA2_WARMUP_STEPS, int(LARGEST_WARMUP_SHARE * steps))
     notify(
         f"model: {n_parameters / 1e6:.1f} M parameters ({config.n_layers} layers of width {config.d_model}, vocabulary "
         f"{config.vocab_size:,}), trained on hidden tokens{' and next sentences' if _has_pairs(model) else ''}"
     )
     notify(f"schedule: {steps:,} steps of {per_step:,} tokens, {steps * per_step / len(text.tokens):.1f} epochs")
-    return replace(
-        recipe,
-        vocab_size=text.tokenizer.vocab_size,
-        context=context,
-        batch_rows=rows,
-        max_steps=steps,
-        warmup_steps=warmup if recipe.warmup_steps is None else recipe.warmup_steps,
-        learning_rate=recipe.learning_rate or rate,
-        schedule=recipe.schedule or "cosine",
-        eval_every=recipe.eval_every or max(steps // 10, 1),
-        sample_every=max(steps // 10, 1) if recipe.sample_every is None else recipe.sample_every,
-        nsp=_has_pairs(model),
+    filled = replace(
+        recipe, vocab_size=text.tokenizer.vocab_size, context=context, batch_rows=rows, nsp=_has_pairs(model)
     )
+    return fill_course(filled, steps, rate, evaluations=10, samples=10)
 
 
 def _has_pairs(model: HeadedEncoder) -> bool:
@@ -190,16 +178,15 @@ def _rows(s: PretrainSettings, text: PreparedText, folder: str) -> Rows:
     return FullSentences(tokens, s.context, s.batch_rows, s.seed, masking, cls_id, sep_id)
 
 
-@torch.no_grad()
 def guesses(model: HeadedEncoder, tokenizer: Tokenizer, rows: Rows, n_shown: int = 6) -> str:
     """What stood at the first hidden positions of the held-out text, and what the model takes it for."""
     batch, _ = rows((0, 0))
-    was_training = model.training
-    model.eval()
-    hidden = model.encoder(batch.input_ids[:1], batch.attention_mask[:1], batch.segment_ids[:1])
-    model.train(was_training)
+    device = next(model.parameters()).device
+    inputs = (batch.input_ids, batch.attention_mask, batch.segment_ids)
     chosen = batch.labels[0] != IGNORED
-    best = getattr(model.head, "mlm", model.head)(hidden[0][chosen]).argmax(-1).tolist()
+    with evaluating(model):
+        hidden = model.encoder(*(part[:1].to(device) for part in inputs))
+        best = getattr(model.head, "mlm", model.head)(hidden[0][chosen]).argmax(-1).tolist()
     names = [
         [tokenizer.decode([index]).strip() or "·" for index in ids] for ids in (batch.labels[0][chosen].tolist(), best)
     ]

@@ -1,6 +1,6 @@
 """`lamoid pretrain`: a folder of text -> a model that writes; or an encoder, or a Transformer from pairs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from lamoid.errors import UsageError
@@ -8,10 +8,6 @@ from lamoid.recipes.recipe import say
 from lamoid.recipes.settings import PretrainSettings
 
 EVAL_BYTES = 50_000
-_ELSEWHERE = {"out", "data", "tokenizer", "threads", "device", "resume", "force", "skip_bad"}
-_REPORTING = {"old_text", "eval_every", "sample_every", "prompt", "patience", "keep", "tensorboard"}
-MAY_CHANGE = _ELSEWHERE | _REPORTING
-"""Settings that may differ when a run goes on; the data and the tokenizer are compared by their content."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +26,8 @@ def run(recipe: Recipe) -> int:
     from lamoid.recipes.continued import begin, compare, grown
     from lamoid.recipes.evaluation import on_text
     from lamoid.recipes.fit import fit
-    from lamoid.recipes.load import check_device, set_threads
-    from lamoid.recipes.resume import whole_model, with_earlier
+    from lamoid.recipes.load import check_device, keep_apart, set_threads
+    from lamoid.recipes.resume import identity, whole_model, with_earlier
     from lamoid.training.objectives import next_token
 
     if not recipe.data or not recipe.out:
@@ -40,17 +36,19 @@ def run(recipe: Recipe) -> int:
         raise UsageError(
             f"grow_vocab is {recipe.grow_vocab}; it must be 0, or tokens to add to the tokenizer of --init"
         )
+    if recipe.init:
+        keep_apart(recipe.init, recipe.out)
     set_threads(recipe.threads)
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
         given = with_earlier(recipe, directory.path)
         if (kind := kind_of(given)) == "encoder":
             from lamoid.recipes.mlm import pretrain_encoder
 
-            return pretrain_encoder(given, directory, MAY_CHANGE)
+            return pretrain_encoder(given, directory)
         if kind == "transformer":
             from lamoid.recipes.translate import pretrain_transformer
 
-            return pretrain_transformer(given, directory, MAY_CHANGE)
+            return pretrain_transformer(given, directory)
         initial = begin(given)
         chosen, text, config = choose(given, initial, say)
         assert chosen.context and chosen.batch_rows
@@ -59,7 +57,6 @@ def run(recipe: Recipe) -> int:
         model.gradient_checkpointing = chosen.gradient_checkpointing
         model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))
         documents, n_bytes = text.heldout_documents(EVAL_BYTES)
-        settings = {name: value for name, value in asdict(chosen).items() if name not in MAY_CHANGE}
         code = fit(
             chosen,
             directory,
@@ -69,7 +66,7 @@ def run(recipe: Recipe) -> int:
             next_token,
             evaluate=on_text(model, documents, n_bytes, chosen.context),
             sample=lambda: sample(model, text.tokenizer, chosen.prompt),
-            identity={"data": text.key, "tokenizer": text.tokenizer.fingerprint(), **settings},
+            identity=identity(chosen, text.key, text.tokenizer),
         )
     if chosen.init and directory.steps()[-1:] == [chosen.max_steps]:
         compare(chosen, text)

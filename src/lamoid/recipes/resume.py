@@ -21,6 +21,23 @@ from lamoid.training.state import capture, restore
 
 R = TypeVar("R", bound=TrainingSettings)
 RECIPE_FILE = "recipe.yaml"
+MAY_CHANGE = {
+    *("out", "threads", "device", "resume", "force"),
+    *("data", "tokenizer", "template", "skip_bad"),  # these are compared by what they amount to
+    *(
+        "epochs",
+        "old_text",
+        "prompt",
+        "eval_every",
+        "sample_every",
+        "patience",
+        "keep",
+        "tensorboard",
+        "compare",
+        "json",
+    ),
+}
+"""Settings that may differ when a run goes on."""
 FOLDER, PLAIN_FILE, TENSORS_FILE = "training", "state.json", "state.safetensors"
 
 
@@ -93,6 +110,12 @@ def read_checkpoint(
     _load_trained(model, form.read(directory), directory)
     progress = restore(model, optimizer, load_file(directory / FOLDER / TENSORS_FILE), plain)
     return Standing(progress, **plain["standing"])
+
+
+def identity(s: TrainingSettings, data_key: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What must not differ when a run goes on: what the data and the tokenizer hold, and the settings but MAY_CHANGE."""
+    settings = {name: value for name, value in asdict(s).items() if name not in MAY_CHANGE}
+    return {"data": data_key, "tokenizer": tokenizer.fingerprint(), **settings}
 
 
 def _load_trained(model: nn.Module, state: Mapping[str, Tensor], directory: Path) -> None:

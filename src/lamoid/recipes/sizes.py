@@ -5,10 +5,13 @@ text. The work is bounded by the cores: FLOP_PER_CORE, times the row's `effort`.
 core of 2025, so that the quickstart's row (effort 1) takes about four minutes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from lamoid.models.llama import LlamaConfig
+from lamoid.models.llama_config import LlamaConfig
+from lamoid.recipes.settings import TrainingSettings
 
+S = TypeVar("S", bound=TrainingSettings)
 FLOP_PER_CORE = 8e12
 HEAD_DIM = 64
 
@@ -65,3 +68,22 @@ def choose_steps(size: Size, n_parameters: int, tokens_per_step: int, n_tokens: 
     by_work = FLOP_PER_CORE * cores * size.effort / (6 * n_parameters * tokens_per_step)
     by_text = size.max_epochs * n_tokens / tokens_per_step
     return max(int(min(by_work, by_text)) // 10 * 10, 10)
+
+
+LLAMA2_WARMUP_STEPS, LARGEST_WARMUP_SHARE = 2000, 0.05
+
+
+def fill_course(s: S, steps: int, rate: float, *, evaluations: int, samples: int) -> S:
+    """Fill in what is None of a run's course: `steps` and the highest `rate`, Llama 2's warm-up and cosine, and so many
+    evaluations and samples spread over the run."""
+    warmup = min(LLAMA2_WARMUP_STEPS, int(LARGEST_WARMUP_SHARE * steps))
+    every = max(steps // samples, 1) if samples else 0
+    return replace(
+        s,
+        max_steps=steps,
+        warmup_steps=warmup if s.warmup_steps is None else s.warmup_steps,
+        learning_rate=s.learning_rate or rate,
+        schedule=s.schedule or "cosine",
+        eval_every=s.eval_every or max(steps // evaluations, 1),
+        sample_every=every if s.sample_every is None else s.sample_every,
+    )

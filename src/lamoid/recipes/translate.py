@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,9 +16,9 @@ from lamoid.models.transformer import PRESETS, Transformer
 from lamoid.recipes.evaluation import on_pairs
 from lamoid.recipes.fit import fit
 from lamoid.recipes.load import check_device, load, load_named_tokenizer
-from lamoid.recipes.resume import whole_model
+from lamoid.recipes.resume import identity, whole_model
 from lamoid.recipes.settings import PretrainSettings
-from lamoid.recipes.sizes import choose_size, choose_steps
+from lamoid.recipes.sizes import choose_size, choose_steps, fill_course
 from lamoid.tokenizers.bpe import affordable_bytes, train_bpe
 from lamoid.tokenizers.tokenizer import Tokenizer
 from lamoid.training.objectives import target_tokens
@@ -45,7 +45,7 @@ class PairData:
     key: str
 
 
-def pretrain_transformer(recipe: PretrainSettings, directory: RunDirectory, may_change: set[str]) -> int:
+def pretrain_transformer(recipe: PretrainSettings, directory: RunDirectory) -> int:
     """Read the pairs, fill in what was not given, train; returns the exit code."""
     notify = directory.notify
     _refuse(recipe)
@@ -62,7 +62,6 @@ def pretrain_transformer(recipe: PretrainSettings, directory: RunDirectory, may_
     chosen = _choose(recipe, model, data, tokenizer, context, notify)
     model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))
     torch.manual_seed(chosen.seed)  # of dropout
-    settings = {name: value for name, value in asdict(chosen).items() if name not in may_change}
     code = fit(
         chosen,
         directory,
@@ -72,7 +71,7 @@ def pretrain_transformer(recipe: PretrainSettings, directory: RunDirectory, may_
         target_tokens(chosen.label_smoothing),
         evaluate=on_pairs(model, data.heldout, _scorer(model, tokenizer, data.heldout, notify)),
         sample=lambda: _example(model, tokenizer, data.heldout.pairs[0]),
-        identity={"data": data.key, "tokenizer": tokenizer.fingerprint(), **settings},
+        identity=identity(chosen, data.key, tokenizer),
     )
     if code == 0:
         source = " ".join(data.heldout.pairs[0].texts.source.split())[:60].replace("'", "’")
@@ -174,18 +173,15 @@ def _choose(
     )
     epochs = steps * rows.batch_rows * s.accumulate / len(rows.pairs)
     notify(f"schedule: {steps:,} steps of {rows.batch_rows * s.accumulate} pairs, {epochs:.1f} epochs")
-    return replace(
+    filled = replace(
         s,
         vocab_size=tokenizer.vocab_size,
         context=context,
         batch_rows=rows.batch_rows,
-        max_steps=steps,
         warmup_steps=warmup if s.warmup_steps is None else s.warmup_steps,
-        learning_rate=s.learning_rate or (config.d_model * PAPER_WARMUP_STEPS) ** -0.5,
         schedule=s.schedule or "inverse-sqrt",
-        eval_every=s.eval_every or max(steps // 10, 1),
-        sample_every=max(steps // 10, 1) if s.sample_every is None else s.sample_every,
     )
+    return fill_course(filled, steps, (config.d_model * PAPER_WARMUP_STEPS) ** -0.5, evaluations=10, samples=10)
 
 
 def _scorer(

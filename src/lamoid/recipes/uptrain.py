@@ -6,16 +6,17 @@ Ainslie et al. 2023, section 2.1: convert the checkpoint, then go on with pretra
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lamoid.errors import DataError, UsageError
-from lamoid.recipes.choose import CONTINUED_CONTEXT, CONTINUED_LEARNING_RATE, LARGEST_WARMUP_SHARE
+from lamoid.recipes.choose import CONTINUED_CONTEXT, CONTINUED_LEARNING_RATE
 from lamoid.recipes.load import is_gguf, resolve
 from lamoid.recipes.prepare import PreparedText, measure, prepare
 from lamoid.recipes.recipe import load
 from lamoid.recipes.resume import RECIPE_FILE
 from lamoid.recipes.settings import UptrainSettings
+from lamoid.recipes.sizes import fill_course
 from lamoid.training.metrics import METRICS_FILE
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ EVAL_BYTES = 50_000
 BATCH_ROWS = 8
 LEARNING_RATE_SHARE = 0.5
 """Of the highest rate that the original was trained with."""
-_MAY_CHANGE = {"out", "data", "threads", "device", "resume", "force", "compare", "json"}
-_MAY_CHANGE |= {"eval_every", "sample_every", "prompt", "patience", "keep", "tensorboard"}
 
 
 S = TypeVar("S", bound=UptrainSettings)
@@ -61,18 +60,8 @@ def plan(s: S, model: "Llama", tokenizer: "Tokenizer", notify: Callable[[str], o
         seed=s.seed,
         notify=notify,
     )
-    chosen = replace(
-        s,
-        context=context,
-        batch_rows=batch_rows,
-        max_steps=steps,
-        original_tokens=n_tokens,
-        learning_rate=s.learning_rate or rate,
-        schedule=s.schedule or "cosine",
-        warmup_steps=int(LARGEST_WARMUP_SHARE * steps) if s.warmup_steps is None else s.warmup_steps,
-        eval_every=s.eval_every or max(steps // 3, 1),
-        sample_every=0 if s.sample_every is None else s.sample_every,
-    )
+    filled = replace(s, context=context, batch_rows=batch_rows, original_tokens=n_tokens)
+    chosen = fill_course(filled, steps, rate, evaluations=3, samples=0)
     share = f", {steps * per_step / n_tokens:.1%} of the original {n_tokens:,}" if n_tokens else ""
     notify(f"uptraining: {steps:,} steps of {per_step:,} tokens{share}, learning rate {chosen.learning_rate:g}")
     return chosen, text
@@ -87,13 +76,12 @@ def uptrain(s: UptrainSettings, directory: "RunDirectory", model: "Llama", text:
     from lamoid.recipes.evaluation import on_text
     from lamoid.recipes.fit import fit
     from lamoid.recipes.load import check_device
-    from lamoid.recipes.resume import whole_model
+    from lamoid.recipes.resume import identity, whole_model
     from lamoid.training.objectives import next_token
 
     assert s.context and s.batch_rows
     model.gradient_checkpointing = s.gradient_checkpointing
     model.to(dtype=getattr(torch, s.dtype), device=check_device(s.device))
-    settings = {name: value for name, value in asdict(s).items() if name not in _MAY_CHANGE}
     return fit(
         s,
         directory,
@@ -103,7 +91,7 @@ def uptrain(s: UptrainSettings, directory: "RunDirectory", model: "Llama", text:
         next_token,
         evaluate=on_text(model, *text.heldout_documents(EVAL_BYTES), s.context),
         sample=lambda: sample(model, text.tokenizer, s.prompt),
-        identity={"data": text.key, "tokenizer": text.tokenizer.fingerprint(), **settings},
+        identity=identity(s, text.key, text.tokenizer),
     )
 
 
