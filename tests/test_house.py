@@ -103,6 +103,7 @@ def test_readme_tree_is_the_disk():
         if name.endswith("/"):
             folders.append(folders[-1] + name)
         else:
+            assert folders[-1] + name not in drawn, f"{name} is drawn twice"
             drawn.add(folders[-1] + name)
     files = [*FILES, *SOURCE.rglob("*.c"), *SOURCE.rglob("*.h")]
     on_disk = {str(f.relative_to(SOURCE)) for f in files if f.name != "__init__.py" or f.parent == SOURCE}
