@@ -48,7 +48,7 @@ def test_a_new_lora_changes_nothing() -> None:
     ids, before = some_ids(2, 9), random_llama(ODD)
     model = with_lora(LoraConfig(rank=3), drawn=False)
     assert torch.equal(model(ids), before(ids))
-    assert len(lora_layers(model)) == 14 and type(model.lm_head) is nn.Linear
+    assert len(lora_layers(model)) == 14 and isinstance(model.lm_head, nn.Linear)
 
 
 @pytest.mark.parametrize("rslora", [False, True])

@@ -1,27 +1,79 @@
-"""Joined linear layers are the linear layers."""
+"""Our linear layer and joined ones are torch's, values and gradients, whoever makes the products."""
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from lamoid.nn.linear import joined_linears
+from lamoid.nn.linear import WORTHWHILE, Linear, joined_linears, linear, product, weight_gradient
+
+SHAPES = {"small": ((2, 4, 7), 5), "odd": ((3, 333, 77), 129), "wide": ((130, 65), 1031), "narrow": ((1031, 257), 8)}
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """Both sum in float32, in another order."""
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=2e-6 * float(expected.detach().abs().max()))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_values_and_gradients_are_torchs(shape, bias, frozen):
+    torch.manual_seed(0)
+    size, n_out = SHAPES[shape]
+    assert (torch.Size(size).numel() * n_out >= WORTHWHILE) == (shape != "small")
+    x = torch.randn(size, requires_grad=True)
+    weight = torch.randn(n_out, size[-1], requires_grad=not frozen)
+    offset = torch.randn(n_out, requires_grad=True) if bias else None
+    inputs = [part for part in (x, weight, offset) if part is not None and part.requires_grad]
+    got, expected = linear(x, weight, offset), F.linear(x, weight, offset)
+    close(got, expected)
+    upstream = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        assert ours.shape == theirs.shape
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_read_weights_in_either_layout(transposed):
+    x, weight = torch.randn(130, 97), torch.randn(257, 97)
+    if transposed:
+        weight = weight.T.contiguous().T
+    close(product(x, weight), x @ weight.T)
+    close(product(weight, x), weight @ x.T)
+    for upstream in (torch.randn(130, 257), torch.randn(130, 31)):
+        close(weight_gradient(upstream, x), upstream.T @ x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_are_left_to_torch(dtype):
+    x, layer = torch.randn(64, 200, dtype=dtype), Linear(200, 100, dtype=dtype)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("d_model", [7, 700])
 @pytest.mark.parametrize("with_gradients", [False, True])
-def test_values_and_gradients_are_those_of_each(bias, with_gradients):
-    linears = [nn.Linear(7, n, bias=bias) for n in (3, 1, 5)]
-    x = torch.randn(2, 4, 7, requires_grad=with_gradients)
+def test_joined_layers_are_each_of_them(bias, d_model, with_gradients):
+    torch.manual_seed(0)
+    layers = [Linear(d_model, n, bias=bias) for n in (300, 100, 500)]
+    layers[1].weight.requires_grad_(False)
+    x = torch.randn(2, 9, d_model, requires_grad=with_gradients)
     with torch.set_grad_enabled(with_gradients):
-        for joined, linear in zip(joined_linears(x, linears), linears, strict=True):
-            torch.testing.assert_close(joined, linear(x), rtol=1e-6, atol=1e-6)
-            if not with_gradients:
-                continue
-            inputs = [x, *linear.parameters()]
-            expected = torch.autograd.grad(linear(x).square().sum(), inputs)
-            got = torch.autograd.grad(joined.square().sum(), inputs, retain_graph=True)
-            for a, b in zip(got, expected, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        joined = joined_linears(x, layers)
+        expected = [F.linear(x, layer.weight, layer.bias) for layer in layers]
+        for ours, theirs in zip(joined, expected, strict=True):
+            close(ours, theirs)
+    if with_gradients:
+        inputs = [x, *(p for layer in layers for p in layer.parameters() if p.requires_grad)]
+        upstream = [torch.randn_like(y) for y in expected]
+        pairs = zip(
+            torch.autograd.grad(joined, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+        )
+        for ours, theirs in pairs:
+            close(ours, theirs)
 
 
 def test_layers_of_another_kind_are_called():
@@ -29,6 +81,6 @@ def test_layers_of_another_kind_are_called():
         def forward(self, input):
             return 2 * super().forward(input)
 
-    linears = [nn.Linear(3, 2), Doubled(3, 2)]
-    x = torch.randn(1, 3)
-    torch.testing.assert_close(joined_linears(x, linears)[1], linears[1](x))
+    layers = [Linear(300, 200), Doubled(300, 200)]
+    x = torch.randn(100, 300)
+    torch.testing.assert_close(joined_linears(x, layers)[1], layers[1](x))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lamoid.adapt.paths import find_layers, replace_layer
 from lamoid.errors import UsageError
+from lamoid.nn.linear import Linear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -64,7 +65,7 @@ class Adapter(nn.Module):
     def __init__(self, d_model: int, config: AdapterConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
-        self.down, self.up = nn.Linear(d_model, config.bottleneck), nn.Linear(config.bottleneck, d_model)
+        self.down, self.up = Linear(d_model, config.bottleneck), Linear(config.bottleneck, d_model)
         with torch.no_grad():
             first = torch.randn(self.down.weight.shape, generator=generator) / math.sqrt(d_model)
             self.down.weight.copy_(first)

@@ -56,7 +56,7 @@ def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "mean", seed
     for block in grouped.layers:
         assert isinstance(block, Block)
         for linear in (block.attention.k_proj, block.attention.v_proj):
-            if type(linear) is not nn.Linear:
+            if not isinstance(linear, nn.Linear):
                 raise UsageError(f"a layer is a {type(linear).__name__}; merge the adapter first, with lamoid merge")
             _pool(linear, n_kv_heads, n_old, pools[pooling])
     return grouped

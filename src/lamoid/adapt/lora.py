@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamoid.adapt.nf4 import Nf4Linear
 from lamoid.adapt.paths import ALL_LINEAR, find_layers, replace_layer
 from lamoid.errors import UsageError
+from lamoid.nn.linear import linear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -81,8 +81,8 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, config.rank, device=device))
 
     def forward(self, x: Float[Tensor, "*rest in"]) -> Float[Tensor, "*rest out"]:
-        low = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A) * self.config.scale
-        return self.linear(x) + F.linear(low, self.lora_B).to(x.dtype)
+        low = linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A) * self.config.scale
+        return self.linear(x) + linear(low, self.lora_B).to(x.dtype)
 
     @property
     def bias(self) -> Tensor | None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lamoid.adapt.paths import ALL_LINEAR, FROZEN, find_layers, replace_layer
 from lamoid.errors import UsageError
+from lamoid.nn.linear import product
 
 M = TypeVar("M", bound=nn.Module)
 BLOCK, SCALE_BLOCK = 64, 256
@@ -126,11 +127,12 @@ class _Nf4Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Nf4Linear) -> Tensor:
         ctx.layer = layer
-        return x @ layer.weight.T
+        return product(x.flatten(0, -2), layer.weight).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        return upstream[0] @ ctx.layer.weight, None
+        grad = product(upstream[0].flatten(0, -2), ctx.layer.weight.T)
+        return grad.view(*upstream[0].shape[:-1], -1), None
 
 
 def quantize(weights: Tensor) -> tuple[UInt8[Tensor, " bytes"], Float[Tensor, " blocks"]]:

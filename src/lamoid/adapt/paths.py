@@ -19,7 +19,7 @@ def find_layers(model: nn.Module, kinds: tuple[type[nn.Module], ...], targets: S
     `all-linear` stands for all but OUTPUT_LAYERS. Raises UsageError for a target that no layer has, listing the names
     that exist (fault F16).
     """
-    layers = {path: layer for path, layer in model.named_modules() if type(layer) in kinds}
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, kinds)}
     if any(path.endswith(f".{FROZEN}") for path in layers):
         raise UsageError("the model is adapted already; merge it first, with: lamoid merge ADAPTER --out DIR")
     named = {target: {path for path in layers if _matches(path, target)} for target in targets}

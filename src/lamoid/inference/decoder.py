@@ -19,6 +19,7 @@ from lamoid.adapt.nf4 import Nf4Linear
 from lamoid.models.llama import Block, Llama
 from lamoid.nn.attention import attend_fused
 from lamoid.nn.kv_cache import KVCache
+from lamoid.nn.linear import Linear
 from lamoid.nn.positions import rotate
 
 MOST_ROWS = 8
@@ -156,12 +157,12 @@ class _Product:
     def __init__(self, *linears: nn.Module, dtype: torch.dtype = torch.float32) -> None:
         """`dtype` is what x has, for weights that are made here."""
         self._linears, n_pieces = linears, torch.get_num_threads()
-        known: list[Any] = [linear for linear in linears if type(linear) in (nn.Linear, LoraLinear, Nf4Linear)]
+        known: list[Any] = [linear for linear in linears if type(linear) in (Linear, LoraLinear, Nf4Linear)]
         self._n_out = sum(linear.out_features for linear in known)
         self._pieces: Tensor | None = None
         if self._n_out % n_pieces or len(known) < len(linears):
             return
-        weights = [linear.weight if type(linear) is nn.Linear else merged_weight(linear).to(dtype) for linear in known]
+        weights = [linear.weight if type(linear) is Linear else merged_weight(linear).to(dtype) for linear in known]
         weights = [weight.detach() for weight in weights]
         biases = [linear.bias.detach() for linear in known if linear.bias is not None]
         self._bias = torch.cat(biases) if biases else None

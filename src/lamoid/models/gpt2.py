@@ -21,8 +21,10 @@ from lamoid.nn.absolute_positions import LearnedPositions
 from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import ACTIVATIONS, FeedForward
 from lamoid.nn.kv_cache import KVCache
+from lamoid.nn.linear import Linear
 from lamoid.nn.masks import causal_mask, check_covers, token_positions
 from lamoid.nn.norms import LayerNorm
+from lamoid.nn.remade import keep_all
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class GPT2(nn.Module):
         self.dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(Block(config, attention_path) for _ in range(config.n_layers))
         self.norm = LayerNorm(config.d_model, config.norm_eps)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -136,7 +138,7 @@ class GPT2(nn.Module):
         x = self.dropout(self.embedding(input_ids) + self.position_embedding(positions))
         for layer, block in enumerate(self.layers):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, cache, layer, use_reentrant=False)
+                x = checkpoint(block, x, mask, cache, layer, use_reentrant=False, context_fn=keep_all)
             else:
                 x = block(x, mask, cache, layer)
         if cache is not None:

@@ -15,6 +15,7 @@ from lamoid.models.bert import Bert
 from lamoid.models.initialise import draw
 from lamoid.models.roberta import Roberta
 from lamoid.nn.feed_forward import ACTIVATIONS
+from lamoid.nn.linear import Linear
 from lamoid.nn.norms import LayerNorm
 
 Encoder = Bert | Roberta
@@ -26,7 +27,7 @@ class Pooler(nn.Module):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(d_model, d_model)
+        self.dense = Linear(d_model, d_model)
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B D"]:
         return self.dense(hidden[:, 0]).tanh()
@@ -37,10 +38,10 @@ class MLMHead(nn.Module):
 
     def __init__(self, d_model: int, vocab_size: int, activation: str, norm_eps: float) -> None:
         super().__init__()
-        self.dense = nn.Linear(d_model, d_model)
+        self.dense = Linear(d_model, d_model)
         self.activation = ACTIVATIONS[activation]
         self.norm = LayerNorm(d_model, norm_eps)
-        self.decoder = nn.Linear(d_model, vocab_size)
+        self.decoder = Linear(d_model, vocab_size)
 
     def features(self, hidden: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
         """What `decoder` turns into logits, for a loss that makes them in chunks."""
@@ -56,7 +57,7 @@ class NSPHead(nn.Module):
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.pooler = Pooler(d_model)
-        self.linear = nn.Linear(d_model, 2)
+        self.linear = Linear(d_model, 2)
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B 2"]:
         return self.linear(self.pooler(hidden))
@@ -81,7 +82,7 @@ class SequenceHead(nn.Module):
         self.labels = labels
         self.pooler = Pooler(d_model)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(d_model, len(labels))
+        self.linear = Linear(d_model, len(labels))
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B C"]:
         return self.linear(self.dropout(self.pooler(hidden)))
@@ -92,7 +93,7 @@ class SpanHead(nn.Module):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(d_model, 2)
+        self.linear = Linear(d_model, 2)
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T 2"]:
         return self.linear(hidden)
@@ -105,7 +106,7 @@ class TokenHead(nn.Module):
         super().__init__()
         self.labels = labels
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(d_model, len(labels))
+        self.linear = Linear(d_model, len(labels))
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T C"]:
         return self.linear(self.dropout(hidden))

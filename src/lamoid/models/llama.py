@@ -9,6 +9,7 @@ grouped-query attention on Llama 2's 34B and 70B and on all of Llama 3.
 """
 
 import math
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,9 +20,11 @@ from lamoid.models.llama_config import LlamaConfig as LlamaConfig
 from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import SwiGLU
 from lamoid.nn.kv_cache import KVCache
+from lamoid.nn.linear import Linear
 from lamoid.nn.masks import causal_mask, check_covers, token_positions
 from lamoid.nn.norms import RMSNorm
 from lamoid.nn.positions import RoPE
+from lamoid.nn.remade import keep_all, made_again
 from lamoid.nn.rope_scaling import Llama3Scaling
 
 INITIALISATION = {
@@ -55,8 +58,12 @@ class Block(nn.Module):
         layer: int,
         rotate_cached_keys: bool,
     ) -> Float[Tensor, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), rope, mask, cache, layer, rotate_cached_keys=rotate_cached_keys)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        normed = self.attention_norm(x)
+        with made_again(normed, partial(self.attention_norm, x)):
+            x = x + self.attention(normed, rope, mask, cache, layer, rotate_cached_keys=rotate_cached_keys)
+        normed = self.feed_forward_norm(x)
+        with made_again(normed, partial(self.feed_forward_norm, x)):
+            return x + self.feed_forward(normed)
 
 
 class Llama(nn.Module):
@@ -73,7 +80,7 @@ class Llama(nn.Module):
         self.rope = RoPE(config.head_dim, config.rope_base, config.rope_scaling)
         self.layers = nn.ModuleList(Block(config, attention_path) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -130,7 +137,7 @@ class Llama(nn.Module):
         for layer, block in enumerate(self.layers):
             arguments = (x, rope, mask, cache, layer, rotate_cached_keys)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *arguments, use_reentrant=False)
+                x = checkpoint(block, *arguments, use_reentrant=False, context_fn=keep_all)
             else:
                 x = block(*arguments)
         if cache is not None:

@@ -19,6 +19,7 @@ from lamoid.nn.attention import AttentionPath
 from lamoid.nn.feed_forward import ACTIVATIONS
 from lamoid.nn.masks import padding_mask
 from lamoid.nn.norms import LayerNorm
+from lamoid.nn.remade import keep_all
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Roberta(nn.Module):
         x, mask = self.dropout(self.embedding_norm(x)), padding_mask(attention_mask)
         for block in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, mask, use_reentrant=False)
+                x = checkpoint(block, x, mask, use_reentrant=False, context_fn=keep_all)
             else:
                 x = block(x, mask)
         return x

@@ -20,6 +20,7 @@ from lamoid.nn.absolute_positions import SinusoidalPositions
 from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import FeedForward
 from lamoid.nn.kv_cache import KVCache
+from lamoid.nn.linear import Linear
 from lamoid.nn.masks import causal_mask, check_covers, padding_mask, token_positions
 from lamoid.nn.norms import LayerNorm
 from lamoid.nn.residual import add_sublayer
@@ -126,7 +127,7 @@ class Transformer(nn.Module):
         is_pre = c.norm_place == "pre"
         self.encoder_norm = LayerNorm(c.d_model, c.norm_eps) if is_pre else nn.Identity()
         self.decoder_norm = LayerNorm(c.d_model, c.norm_eps) if is_pre else nn.Identity()
-        self.lm_head = nn.Linear(c.d_model, c.vocab_size, bias=False)
+        self.lm_head = Linear(c.d_model, c.vocab_size, bias=False)
         self.tie_weights()
 
     def tie_weights(self) -> None:

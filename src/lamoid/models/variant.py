@@ -18,10 +18,12 @@ from lamoid.nn.absolute_positions import LearnedPositions, SinusoidalPositions
 from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import ACTIVATIONS, GATES, FeedForward, GatedFeedForward, SwiGLU
 from lamoid.nn.kv_cache import KVCache
+from lamoid.nn.linear import Linear
 from lamoid.nn.masks import causal_mask, check_covers, token_positions
 from lamoid.nn.norms import LayerNorm, RMSNorm
 from lamoid.nn.positions import RoPE
 from lamoid.nn.relative_positions import ALiBi, ShawPositions, T5Bias
+from lamoid.nn.remade import keep_all
 from lamoid.nn.residual import add_sublayer
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
@@ -130,7 +132,7 @@ class Variant(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
         self.layers = nn.ModuleList(Block(c, attention_path) for _ in range(c.n_layers))
         self.norm = NORMS[c.norm](c.d_model, c.norm_eps) if c.norm_place == "pre" else nn.Identity()
-        self.lm_head = nn.Linear(c.d_model, c.vocab_size, bias=False)
+        self.lm_head = Linear(c.d_model, c.vocab_size, bias=False)
         self.tie_weights()
 
     def tie_weights(self) -> None:
@@ -178,7 +180,7 @@ class Variant(nn.Module):
         for layer, block in enumerate(self.layers):
             arguments = (x, rope, self.score_bias, mask, cache, layer)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *arguments, use_reentrant=False)
+                x = checkpoint(block, *arguments, use_reentrant=False, context_fn=keep_all)
             else:
                 x = block(*arguments)
         if cache is not None:

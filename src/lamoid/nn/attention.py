@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from lamoid.errors import UsageError
 from lamoid.nn.flash import attend_tiled
 from lamoid.nn.kv_cache import KVCache
-from lamoid.nn.linear import joined_linears
+from lamoid.nn.linear import Linear, joined_linears
 from lamoid.nn.positions import rotate
 from lamoid.nn.relative_positions import ScoreBias, ShawPositions, distances
+from lamoid.nn.remade import made_again
 
 AttentionPath = Literal["fused", "explicit", "tiled"]
 
@@ -89,8 +90,16 @@ def attend_fused(
             added = added.unflatten(1, (-1, group)).squeeze(3)
         return attend(grouped, k, v, attn_mask=added).flatten(1, 2).unsqueeze(2)
     if group > 1:
-        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        return _attend_repeated(attend, q, k, v, group, attn_mask=added, is_causal=causal and added is None)
     return attend(q, k, v, attn_mask=added, is_causal=causal and added is None)
+
+
+def _attend_repeated(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, group: int, **how: Any) -> Tensor:
+    """With every key/value head `group` times, which the backward pass makes again."""
+    repeat_k, repeat_v = (partial(torch.repeat_interleave, part, group, dim=1) for part in (k, v))
+    k, v = repeat_k(), repeat_v()
+    with made_again(k, repeat_k), made_again(v, repeat_v):
+        return attend(q, k, v, **how)
 
 
 PATHS: dict[AttentionPath, Callable[..., Tensor]] = {
@@ -129,10 +138,10 @@ class Attention(nn.Module):
         self.attend = PATHS[path]
         self.shaw = shaw
         self.settings = {"causal": causal, "scale": scale} | ({"shaw": shaw} if shaw is not None else {})
-        self.q_proj = nn.Linear(d_model, n_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(d_model, n_kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(n_heads * head_dim, d_model, bias=bias)
+        self.q_proj = Linear(d_model, n_heads * head_dim, bias=bias)
+        self.k_proj = Linear(d_model, n_kv_heads * head_dim, bias=bias)
+        self.v_proj = Linear(d_model, n_kv_heads * head_dim, bias=bias)
+        self.o_proj = Linear(n_heads * head_dim, d_model, bias=bias)
 
     def forward(
         self,

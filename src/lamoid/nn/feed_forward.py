@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lamoid.nn.linear import joined_linears
+from lamoid.nn.linear import Linear, joined_linears
+from lamoid.nn.remade import made_again
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -36,11 +37,14 @@ class FeedForward(nn.Module):
     def __init__(self, d_model: int, d_ff: int, activation: str = "relu", *, bias: bool = True) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[activation]
-        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.up_proj = Linear(d_model, d_ff, bias=bias)
+        self.down_proj = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
-        return self.down_proj(self.activation(self.up_proj(x)))
+        up = self.up_proj(x)
+        active = self.activation(up)
+        with made_again(active, partial(self.activation, up)):
+            return self.down_proj(active)
 
 
 class GatedFeedForward(nn.Module):
@@ -54,13 +58,15 @@ class GatedFeedForward(nn.Module):
     def __init__(self, d_model: int, d_ff: int, gate: str, *, bias: bool = False) -> None:
         super().__init__()
         self.gate = GATES[gate]
-        self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.gate_proj = Linear(d_model, d_ff, bias=bias)
+        self.up_proj = Linear(d_model, d_ff, bias=bias)
+        self.down_proj = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
         gate, up = joined_linears(x, (self.gate_proj, self.up_proj))
-        return self.down_proj(self.gate(gate) * up)
+        gated = self.gate(gate) * up
+        with made_again(gated, lambda: self.gate(gate) * up):
+            return self.down_proj(gated)
 
 
 class SwiGLU(nn.Module):
@@ -71,12 +77,19 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, d_ff: int, *, bias: bool = False) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.up_proj = nn.Linear(d_model, d_ff, bias=bias)
-        self.down_proj = nn.Linear(d_ff, d_model, bias=bias)
+        self.gate_proj = Linear(d_model, d_ff, bias=bias)
+        self.up_proj = Linear(d_model, d_ff, bias=bias)
+        self.down_proj = Linear(d_ff, d_model, bias=bias)
 
     def forward(self, x: Float[Tensor, "*rest D"]) -> Float[Tensor, "*rest D"]:
-        return self.down_proj(_SwishGate.apply(*joined_linears(x, (self.gate_proj, self.up_proj))))
+        gate, up = joined_linears(x, (self.gate_proj, self.up_proj))
+        gated = _SwishGate.apply(gate, up)
+        with made_again(gated, partial(_swish_gate, gate, up)):
+            return self.down_proj(gated)
+
+
+def _swish_gate(a: Tensor, b: Tensor) -> Tensor:
+    return F.silu(a).mul_(b)
 
 
 class _SwishGate(torch.autograd.Function):
@@ -88,7 +101,7 @@ class _SwishGate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(a, b)
-        return F.silu(a).mul_(b)
+        return _swish_gate(a, b)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lamoid.nn.linear import product, weight_gradient
+
 IGNORED = -100
 """The label of a position that is not trained."""
 
@@ -52,7 +54,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for start in range(0, len(labels), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
-            logits = hidden[rows] @ weight.T
+            logits = product(hidden[rows], weight)
             logits = logits.to(total.dtype) if bias is None else logits.to(total.dtype) + bias
             log_partition = logits.logsumexp(dim=-1, keepdim=True)
             target = labels[rows, None]
@@ -67,9 +69,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 logits_grad -= label_smoothing / logits.shape[1]
             logits_grad = logits_grad.to(hidden.dtype)
             if hidden_grad is not None:
-                torch.mm(logits_grad, weight, out=hidden_grad[rows])
+                hidden_grad[rows] = product(logits_grad, weight.T)
             if weight_grad is not None:
-                weight_grad.addmm_(logits_grad.T, hidden[rows])
+                weight_grad += weight_gradient(logits_grad, hidden[rows])
             if bias_grad is not None:
                 bias_grad += logits_grad.sum(0)
         ctx.save_for_backward(hidden_grad, weight_grad, bias_grad)
