@@ -195,9 +195,11 @@ def split_by_label(
     if not 0 < share < 1:
         raise UsageError(f"the held-out share is {share}; it must be above 0 and below 1")
     keys = [_key(example, seed) for example in examples]
+    by_label: dict[str, set[int]] = {}
+    for key, example in zip(keys, examples, strict=True):
+        by_label.setdefault(example.label, set()).add(key)
     heldout: set[int] = set()
-    for label in {example.label for example in examples}:
-        own = sorted({key for key, example in zip(keys, examples, strict=True) if example.label == label})
+    for own in map(sorted, by_label.values()):
         if len(own) > 1:
             heldout.update(own[: min(max(round(share * len(own)), 1), len(own) - 1)])
     if not heldout:
