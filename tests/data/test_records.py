@@ -44,6 +44,13 @@ def test_a_record_over_several_lines_stands_where_it_begins(write):
     ]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_texts_may_be_long(write, name):
+    text = "dài " * 100_000
+    ((_, record),) = read_records(write(f"text,label\n{text},x\n".replace(",", "\t" if name == "a.tsv" else ","), name))
+    assert record == {"text": text, "label": "x"}
+
+
 def test_quotes_in_a_tsv_are_characters(write):
     ((_, record),) = read_records(write('text\tlabel\n"unbalanced\tx\n', "a.tsv"))
     assert record == {"text": '"unbalanced', "label": "x"}

@@ -53,6 +53,7 @@ def _parse_object(line: bytes, where: str) -> Record | DataError:
 def _table(file: Path, *, is_tsv: bool) -> Iterator[tuple[str, Record | DataError]]:
     """The rows under the line of column names. In a TSV quotes are characters like any other, as in GLUE."""
     text = "".join(read_text(file))
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # else a text of 131,072 characters is an error
     if is_tsv:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
