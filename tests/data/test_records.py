@@ -64,6 +64,8 @@ def test_quotes_in_a_tsv_are_characters(write):
         ("a.jsonl", '{"a": 1}\n{"a": \n', r"a\.jsonl line 2 is not JSON"),
         ("a.jsonl", "[1]\n", r"line 1: expected a JSON object, got b'\[1\]"),
         ("a.jsonl", b'{"a": "\xff"}\n', r"line 1 is not UTF-8: byte 0xFF at its offset 7"),
+        ("a.jsonl", '{"a": 1}\n\ufeff{"a": 2}\n', r"line 2 begins with a byte-order mark"),
+        ("a.jsonl", '{"a": "é"}'.encode("utf-16"), r"line 1 is not UTF-8: byte 0xFF at its offset 0"),
         ("a.jsonl", "[" * 100_000, r"line 1 is not JSON"),
     ],
 )
