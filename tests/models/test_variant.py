@@ -105,6 +105,17 @@ def test_tiles_give_the_same(positions: str) -> None:
     assert_equal_outputs(tiled(ids), model(ids), 1e-5)
 
 
+@torch.no_grad()
+def test_sinusoids_are_added_to_root_d_times_the_embedding() -> None:
+    """So has it the Transformer (Vaswani et al. 2017, section 3.4); learned positions are added to the embedding itself."""
+    ours, same = variant(positions="sinusoidal"), variant(positions="learned")
+    table = ours.position_embedding(torch.arange(32)[None])[0]
+    same.load_state_dict(ours.state_dict() | {"position_embedding.weight": table})
+    same.embedding.weight.mul_(36**0.5)
+    ids = torch.randint(V, (2, 9))
+    assert_equal_outputs(ours(ids), same(ids), 1e-5)
+
+
 def test_scaling_divides_the_scores_by_what_it_says() -> None:
     models = {name: variant(score_scaling=name) for name in CHOICES["score_scaling"]}
     ids = torch.randint(V, (1, 9))
