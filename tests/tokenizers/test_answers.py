@@ -1,7 +1,6 @@
 """Which ids of a conversation an assistant wrote, against the masks that transformers makes of `{% generation %}`."""
 
 import json
-import resource
 
 import pytest
 import tokenizers as runtime
@@ -99,12 +98,6 @@ def spy_on_requests(monkeypatch) -> list[str | None]:
 
     monkeypatch.setattr(TemplateRenderer, "_exchange", spy)
     return requests
-
-
-def children_cpu_s() -> float:
-    """Seconds that ended child processes have computed."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +264,7 @@ def test_template_that_does_not_compile(tokenizer):
     assert all(isinstance(result, CheckpointError) and "unexpected" in str(result) for result in results)
 
 
-def test_hostile_templates_are_cut_off_in_batches_too(tokenizer, monkeypatch):
+def test_hostile_templates_are_cut_off_in_batches_too(tokenizer, monkeypatch, children_cpu_s):
     """The first request that breaks a limit is the last: what ended the process would take as long for each of the others."""
     template = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     requests = spy_on_requests(monkeypatch)

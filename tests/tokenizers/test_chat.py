@@ -373,8 +373,8 @@ HOSTILE = {
     "huge padding": ("{{ '%999999999d' % 1 }}", "MemoryError"),
     "nested loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "longer|limits"),
     "huge number": ("{{ (9 ** (9 ** 9)) | string | length }}", "longer|limits"),
-    "endless recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion|limits"),
-    "deep nesting": ("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "recursion|limits"),
+    "endless recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion|longer|limits"),
+    "deep nesting": ("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "recursion|longer|limits"),
     "no template": ("{{ 'x' }", "unexpected"),
     "its own complaint": ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
     "import": ("{% import 'os' as os %}", "no loader|TypeError"),
@@ -382,15 +382,15 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("template, expected", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_templates_are_cut_off(template, expected):
+def test_hostile_templates_are_cut_off(template, expected, children_cpu_s):
+    began = children_cpu_s()
     with TemplateRenderer(template) as renderer:
-        began = time.monotonic()
         with pytest.raises(CheckpointError, match=expected) as caught:
             renderer.render({"messages": []})
-        assert time.monotonic() - began < templates.MAX_RENDER_S + 2
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
         renderer.template = "{{ 1 + 1 }}"  # and the next one finds a process that works
         assert renderer.render({}) == "2"
+    assert children_cpu_s() - began < templates.MAX_RENDER_S + 2  # of computing: a busy machine does not add to it
 
 
 def test_process_stays_between_calls_and_knows_no_secrets(monkeypatch):
