@@ -144,7 +144,7 @@ def _example(record: Record, columns: Columns, where: str, known: Sequence[str])
 
 
 def label_of(value: object, column: str, where: str) -> str:
-    """A label's name. Raises DataError for anything but a text that is not empty and can be written, a whole number, true or false."""
+    """A label's name. Raises DataError for all but a text of characters that is not empty, a whole number, true or false."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():

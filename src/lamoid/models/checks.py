@@ -13,7 +13,8 @@ _MOST = {"n_layers": 2**10, "vocab_size": 2**24, "max_seq_len": 2**24}
 def check_fields(config: Any, **most_of: int) -> None:
     """Counts are whole numbers above 0 (ids may be 0), dropout is a share below 1, other numbers are finite and above 0.
 
-    `most_of` gives the largest size that is believed of a field, where it is another than usual. Raises UsageError naming the first field that is not so.
+    `most_of` gives the largest size that is believed of a field, where it is another than usual.
+    Raises UsageError naming the first field that is not so.
     """
     for field in dataclasses.fields(config):
         name, value = field.name, getattr(config, field.name)
