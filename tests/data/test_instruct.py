@@ -232,6 +232,29 @@ def test_templates_that_rewrite_earlier_answers_make_an_example_of_each(tokenize
         assert {len(training), len(heldout)} == {1, 2}  # the two examples of one conversation stay together
 
 
+def test_each_answer_of_a_divided_conversation_keeps_what_fits_before_it(tokenizer):
+    """Cutting its end would leave the example of the answer before it; so its oldest turns go."""
+    conversation = chat(*LONG)
+    with TemplateRenderer(REWRITES_ANSWERS) as renderer:
+        own = ChatEncoder(TemplateFormat(renderer, tokenizer), tokenizer)
+        context = len(own.encode(conversation.messages[:4], add_generation_prompt=False)) + 9
+        found = encode_conversations([conversation], tokenizer, own, context=context)
+        for n, example in enumerate(found.examples):
+            kept = conversation.messages[max(2 * n - 2, 0) : 2 * n + 2]
+            assert example.ids.tolist() == own.encode(kept, add_generation_prompt=False)
+            assert trained_text(tokenizer, example) == f"<think></think>{LONG[2 * n + 1]}<|eot_id|>"
+            assert example.was_cut == (n > 1)
+    assert (len(found.examples), found.n_unrolled, found.n_cut, found.n_dropped) == (6, 1, 1, 0)
+
+
+def test_one_answer_behind_two_questions_keeps_the_last(tokenizer, encoder):
+    first, *rest = chat(LONG[0], LONG[1]).messages
+    conversation = Conversation((first, first, *rest), "messages", "a.jsonl line 1")
+    kept = encoder.encode([first, *rest], add_generation_prompt=False)
+    (example,) = encode_conversations([conversation], tokenizer, encoder, context=len(kept)).examples
+    assert example.ids.tolist() == kept and example.was_cut
+
+
 def test_what_the_template_refuses(tokenizer):
     template = "{% if messages[0].content == 'x' %}{{ raise_exception('not x') }}{% endif %}" + REWRITES_ANSWERS
     conversations = [chat("a", "b"), chat("x", "y"), chat("x", *LONG)]

@@ -117,6 +117,7 @@ def test_labels_may_be_given_in_an_order_of_their_own(write):
         ({"text": "a", "label": ["x", "y"]}, "label must be one label"),
         ({"text": "a", "label": 1.5}, "label must be one label"),
         ({"text": "a", "label": " "}, "label must be one label"),
+        ({"text": "a", "label": "\ud800"}, r"label has a lone surrogate U\+D800"),
         ({"text": "", "label": "x"}, "text must be a text that is not empty"),
         ({"text": " \n", "label": "x"}, "text must be a text that is not empty"),
         ({"text": 3, "label": "x"}, "text must be a text that is not empty, got '3'"),

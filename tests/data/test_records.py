@@ -44,6 +44,13 @@ def test_a_record_over_several_lines_stands_where_it_begins(write):
     ]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_texts_may_be_long(write, name):
+    text = "dài " * 100_000
+    ((_, record),) = read_records(write(f"text,label\n{text},x\n".replace(",", "\t" if name == "a.tsv" else ","), name))
+    assert record == {"text": text, "label": "x"}
+
+
 def test_quotes_in_a_tsv_are_characters(write):
     ((_, record),) = read_records(write('text\tlabel\n"unbalanced\tx\n', "a.tsv"))
     assert record == {"text": '"unbalanced', "label": "x"}
@@ -57,6 +64,8 @@ def test_quotes_in_a_tsv_are_characters(write):
         ("a.jsonl", '{"a": 1}\n{"a": \n', r"a\.jsonl line 2 is not JSON"),
         ("a.jsonl", "[1]\n", r"line 1: expected a JSON object, got b'\[1\]"),
         ("a.jsonl", b'{"a": "\xff"}\n', r"line 1 is not UTF-8: byte 0xFF at its offset 7"),
+        ("a.jsonl", '{"a": 1}\n\ufeff{"a": 2}\n', r"line 2 begins with a byte-order mark"),
+        ("a.jsonl", '{"a": "é"}'.encode("utf-16"), r"line 1 is not UTF-8: byte 0xFF at its offset 0"),
         ("a.jsonl", "[" * 100_000, r"line 1 is not JSON"),
     ],
 )

@@ -1,5 +1,6 @@
 """Pairs for next-sentence prediction: true ones are true, random ones come from elsewhere, half and half."""
 
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -39,6 +40,14 @@ def test_sentences_of_many_scripts(text, sentences):
 def test_nothing_but_space_is_lost():
     text = 'A "quoted one." (And another.) 中文。 x\n\ny  z. \u3000 w'
     assert "".join("".join(split_sentences(text)).split()) == "".join(text.split())
+
+
+def test_long_runs_of_space_take_no_time():
+    """As tables in plain text have them: a run is looked at once, not again from each of its characters."""
+    began = time.process_time()
+    assert split_sentences("a." + " " * 100_000 + "b" + "\t" * 100_000 + "\n c") == ["a.", "b", "c"]
+    assert split_sentences("a" + " " * 100_000 + "b") == ["a" + " " * 100_000 + "b"]
+    assert time.process_time() - began < 5  # seconds of computing; 20 or more where it is quadratic
 
 
 # ---- the store

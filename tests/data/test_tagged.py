@@ -136,6 +136,7 @@ def test_windows_line_ends_and_a_byte_order_mark_change_nothing(write):
         ("a.jsonl", '{"tokens": ["a", " "], "tags": [1, 2]}\n', r"line 1: a token is empty"),
         ("a.jsonl", '{"tokens": ["a"], "tags": [null]}\n', r"line 1: a tag must be one label"),
         ("a.jsonl", '{"tokens": ["\\ud800"], "tags": ["O"]}\n', r"line 1: a token has a lone surrogate"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": ["\\ud800"]}\n', r"line 1: a tag has a lone surrogate"),
         ("a.jsonl", "{\n", r"line 1 is not JSON"),
     ],
 )

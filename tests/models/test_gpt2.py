@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.models.twins import assert_equal_outputs, padded_ids, scatter
+from tests.models.twins import assert_equal_outputs, padded_ids, scatter, train_explicitly
 from torch import Tensor
 
 from lamoid.checkpoints.hf import config_from_hf, config_to_hf, read_model, write_model
@@ -48,6 +48,16 @@ def test_logits_equal_transformers_and_go_back(name: str, tmp_path: Path) -> Non
     assert expected.keys() == found.keys()
     assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
     assert_equal_outputs(ours(ids), again(ids).logits)
+
+
+def test_dropout_stands_where_transformers_has_it(tmp_path: Path) -> None:
+    """The same seed drops the same: on the embeddings' sum, on the weights of attention, on what each sublayer adds."""
+    theirs, _ = twins(tmp_path, embd_pdrop=0.2, attn_pdrop=0.3, resid_pdrop=0.4)
+    ids, outputs = torch.randint(V, (2, 19)), []
+    for model in (train_explicitly(read_model(tmp_path)), theirs.train()):
+        torch.manual_seed(1)
+        outputs.append(model(ids))
+    assert_equal_outputs(outputs[0], outputs[1].logits)
 
 
 @pytest.mark.parametrize("name", TWINS)

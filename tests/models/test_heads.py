@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.models.twins import assert_equal_outputs, padded_ids, scatter
+from tests.models.twins import assert_equal_outputs, padded_ids, scatter, train_explicitly
 from torch import Tensor, nn
 
 from lamoid.checkpoints.hf import config_from_hf, config_to_hf, read_model, write_model
@@ -72,6 +72,20 @@ def test_every_output_equals_transformers(family: str, kind: str, side: str, tmp
         is_by_token = mine.dim() == 3
         assert_equal_outputs(mine[mask.bool()] if is_by_token else mine, yours[mask.bool()] if is_by_token else yours)
     for mine, yours in zip(as_list(ours(ids[:1])), outputs_of(theirs, kind, input_ids=ids[:1]), strict=True):
+        assert_equal_outputs(mine, yours)
+
+
+@pytest.mark.parametrize(("family", "kind"), [one for one in ALL if one != ("Roberta", "ForSequenceClassification")])
+def test_dropout_stands_where_transformers_has_it(family: str, kind: str, tmp_path: Path) -> None:
+    """The same seed drops the same: embeddings, weights of attention, what each sublayer adds, what a class is made from."""
+    shares = dict(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2, classifier_dropout=0.4)
+    theirs, ours = twins(tmp_path, family, kind, **shares)
+    train_explicitly(ours)
+    ids = torch.randint(2, V, (2, 11))
+    torch.manual_seed(1)
+    found = as_list(ours(ids))
+    torch.manual_seed(1)
+    for mine, yours in zip(found, outputs_of(theirs.train(), kind, input_ids=ids), strict=True):
         assert_equal_outputs(mine, yours)
 
 

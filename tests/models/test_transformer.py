@@ -169,6 +169,40 @@ def test_sinusoids_need_an_even_width() -> None:
         Transformer(TransformerConfig(V, 15, 1, 5, 41))
 
 
+@pytest.mark.parametrize("place", ["post", "pre"])
+def test_dropout_stands_where_the_paper_has_it(place: str) -> None:
+    """On both sums of embeddings and positions, and on what each sublayer adds (section 5.4); PyTorch's has more of it."""
+    ours = scatter(Transformer(dataclasses.replace(CONFIG, norm_place=place, dropout=0.3)))
+    nn.init.normal_(ours.embedding.weight, std=0.2)
+    theirs = pytorchs(ours).train()
+    for name, module in theirs.named_modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.3 if name[-1].isdigit() else 0.0  # dropout1, 2, 3; not the one inside the feed-forward network
+        elif isinstance(module, nn.MultiheadAttention):  # what is dropped is drawn in the order of memory
+            module.register_forward_hook(lambda module, inputs, out: (out[0].contiguous(), out[1]))
+    source, target = torch.randint(V, (3, 11)), torch.randint(V, (3, 7))
+
+    def embed(ids: Tensor) -> Tensor:
+        return nn.functional.dropout(ours.embedding(ids) * math.sqrt(30) + sinusoids(ids.shape[1], 30), 0.3)
+
+    torch.manual_seed(1)
+    memory = theirs.encoder(embed(source))
+    expected = theirs.decoder(embed(target), memory, tgt_mask=torch.ones(7, 7, dtype=torch.bool).triu(1))
+    torch.manual_seed(1)
+    assert_equal_outputs(ours.train().hidden_states(source, target), expected)
+
+
+def test_first_weights_are_glorots_and_embeddings_are_drawn_for_root_d() -> None:
+    model = Transformer(TransformerConfig(3000, 64, 1, 4, 256)).initialise(3)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            assert parameter.unique().tolist() == [float(name.endswith("norm.weight"))]
+        else:
+            same = nn.init.xavier_normal_(torch.empty(parameter.shape))
+            expected = 1 / 8 if name == "embedding.weight" else same.std().item()
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05), name
+
+
 def test_dropout_is_reproducible_and_for_training_alone() -> None:
     model = Transformer(CONFIG).initialise(0)
     source, target, outs = torch.randint(V, (2, 6)), torch.randint(V, (2, 5)), []

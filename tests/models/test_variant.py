@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.models.twins import assert_equal_outputs, scatter
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from lamoid.checkpoints.hf import read_model, write_model
 from lamoid.data.packed import Batch
@@ -46,6 +47,45 @@ def test_gpt_2s_parts_make_that_gpt_2() -> None:
     gpt2.load_state_dict(ours.state_dict())
     ids = torch.randint(V, (2, 9))
     torch.testing.assert_close(ours(ids), gpt2(ids))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_the_first_gpts_parts_make_that_gpt(share: float) -> None:
+    """Post-LN, with no norm at the end, and dropout in its places: the same seed drops the same in transformers."""
+    parts: dict[str, Any] = dict(
+        norm="layernorm", norm_place="post", positions="learned", feed_forward="gelu_tanh", bias=True
+    )
+    config = dataclasses.replace(
+        BASE, **parts, n_kv_heads=6, head_dim=6, d_ff=4 * 36, dropout=share, tied_embeddings=True
+    )
+    ours = scatter(Variant(config, attention_path="explicit"))
+    shares = dict(embd_pdrop=share, attn_pdrop=share, resid_pdrop=share)
+    sizes = dict(vocab_size=V, n_positions=32, n_embd=36, n_layer=2, n_head=6)
+    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(**sizes, **shares))
+    gpt = theirs.transformer
+    state = {"tokens_embed.weight": ours.embedding.weight, "positions_embed.weight": ours.position_embedding.weight}
+    for n, block in enumerate(ours.layers):
+        a, f = block.attention, block.feed_forward
+        for name in ("weight", "bias"):
+            joined = torch.cat([getattr(p, name) for p in (a.q_proj, a.k_proj, a.v_proj)])
+            parts = {"attn.c_attn": joined, "attn.c_proj": getattr(a.o_proj, name)}
+            parts |= {"mlp.c_fc": getattr(f.up_proj, name), "mlp.c_proj": getattr(f.down_proj, name)}
+            parts |= {"ln_1": getattr(block.attention_norm, name), "ln_2": getattr(block.feed_forward_norm, name)}
+            state |= {f"h.{n}.{part}.{name}": tensor.t() for part, tensor in parts.items()}
+    gpt.load_state_dict(state, strict=False)
+    outputs, ids = [], torch.randint(V, (2, 9))
+    for model in (ours, theirs):
+        torch.manual_seed(1)
+        outputs.append(model.train()(ids))
+    assert_equal_outputs(outputs[0], outputs[1].logits)
+
+
+@torch.no_grad()
+def test_without_the_residual_a_norm_behind_still_norms() -> None:
+    model = variant(residual="none", norm_place="post")
+    torch.nn.init.ones_(model.layers[-1].feed_forward_norm.weight)
+    hidden = model.hidden_states(torch.randint(V, (2, 9)))
+    torch.testing.assert_close(hidden.square().mean(-1), torch.ones(2, 9), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize(("name", "choice"), EVERY)
@@ -103,6 +143,17 @@ def test_tiles_give_the_same(positions: str) -> None:
     tiled.load_state_dict(model.state_dict())
     ids = torch.randint(V, (2, 9))
     assert_equal_outputs(tiled(ids), model(ids), 1e-5)
+
+
+@torch.no_grad()
+def test_sinusoids_are_added_to_root_d_times_the_embedding() -> None:
+    """So has it the Transformer (Vaswani et al. 2017, section 3.4); learned positions are added to the embedding itself."""
+    ours, same = variant(positions="sinusoidal"), variant(positions="learned")
+    table = ours.position_embedding(torch.arange(32)[None])[0]
+    same.load_state_dict(ours.state_dict() | {"position_embedding.weight": table})
+    same.embedding.weight.mul_(36**0.5)
+    ids = torch.randint(V, (2, 9))
+    assert_equal_outputs(ours(ids), same(ids), 1e-5)
 
 
 def test_scaling_divides_the_scores_by_what_it_says() -> None:

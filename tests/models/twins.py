@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lamoid.nn.attention import Attention, attend_explicitly
+
 
 def scatter(model: nn.Module) -> Any:
     """Weights large enough that attention is far from uniform; norms and biases that are not all alike."""
@@ -13,6 +15,14 @@ def scatter(model: nn.Module) -> Any:
             is_gain = parameter.dim() == 1 and name.endswith("weight")
             parameter.normal_(mean=1.0 if is_gain else 0.0, std=0.3)
     return model.eval()
+
+
+def train_explicitly(model: nn.Module) -> nn.Module:
+    """In training mode, with every attention on the explicit path, which draws its dropout as transformers' eager one does."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.attend = attend_explicitly
+    return model.train()
 
 
 def assert_equal_outputs(ours: Tensor, theirs: Tensor, tolerance: float = 1e-4) -> None:

@@ -101,6 +101,10 @@ def test_dropout_keeps_the_mean_and_drops_its_share(attend: Any) -> None:
     weights = attend(q, k, v, None, causal=False, dropout=p)  # 1/n each, or 0
     assert (weights == 0).float().mean().item() == pytest.approx(p, abs=0.005)
     torch.testing.assert_close(weights[weights > 0], torch.full_like(weights[weights > 0], 1 / n / (1 - p)))
+    quarters = [part for half in (weights == 0).chunk(2, dim=-2) for part in half.chunk(2, dim=-1)]  # a tile each
+    for one, other in itertools.combinations(quarters, 2):
+        agree = (one == other).float().mean().item()
+        assert agree == pytest.approx(p**2 + (1 - p) ** 2, abs=0.01), "two tiles drop the same weights"
 
 
 def test_half_precision_keeps_its_sums_in_fp32() -> None:

@@ -1,5 +1,7 @@
 """What the tokenizer tests share: texts that broke other tokenizers, a training text, and tokenizers trained on it."""
 
+import resource
+from collections.abc import Callable
 from pydoc_data import topics
 
 import pytest
@@ -80,3 +82,14 @@ def write_files(tmp_path):
         return directory
 
     return write
+
+
+@pytest.fixture
+def children_cpu_s() -> Callable[[], float]:
+    """How many seconds the child processes that have ended computed."""
+
+    def used_s() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    return used_s

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lamoid.data.records import parse_json
 from lamoid.data.sources import JSONL_SUFFIXES, find_files, inner_suffix, read_blocks, read_lines, read_text
 from lamoid.errors import DataError
 from lamoid.tokenizers.chat import ROLES, Message
@@ -151,33 +152,18 @@ def _records(file: Path) -> Iterator[tuple[str, Any]]:
         return
     for number, line in read_lines(file):
         where = f"{file} line {number}"
-        yield where, _parse(line, where)
+        yield where, parse_json(line, where)
 
 
 def _read_array(file: Path) -> list[Any] | None:
     """The records of a .json file that is one array or one object; None where it is lines. Raises DataError for neither."""
     content = b"".join(read_blocks(file)).removeprefix(codecs.BOM_UTF8)
-    value = _parse(content, str(file))
+    value = parse_json(content, str(file))
     if not isinstance(value, DataError):
         return value if isinstance(value, list) else [value]
     if content.lstrip()[:1] == b"[":
         raise value
     return None
-
-
-def _parse(content: bytes, where: str) -> Any:
-    """A JSON value, or a DataError that says why it is none."""
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = content[error.start]
-        return DataError(f"{where} is not UTF-8: byte 0x{byte:02X} at its offset {error.start}")
-    if text.startswith("\ufeff"):
-        return DataError(f"{where} begins with a byte-order mark, which may stand at the beginning of a file alone")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return DataError(f"{where} is not JSON: {error}")
 
 
 def _recognise(record: Any, where: str) -> str:

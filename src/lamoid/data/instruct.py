@@ -97,8 +97,8 @@ def encode_conversations(
     Trained are the assistant's answers, all or the last, each with the end-of-turn token behind it, and every token of a
     plain text. `encoder` is the model's chat format; without one (None), a prompt and its completion follow each
     other as they are, and Alpaca's parts stand under the headings of `plain_format`. What is too long is cut, a chat by
-    whole turns: the last ones where all answers are trained, the oldest ones where only the last is or where a prompt
-    is given; system messages stay. A plain text is divided. With "drop", whatever is too long is left out.
+    whole turns: the last ones where several answers are trained, the oldest ones where one is or where a prompt is
+    given; system messages stay. A plain text is divided. With "drop", whatever is too long is left out.
 
     Raises UsageError for a chat without an encoder, DataError naming file and line of what the template refuses (counted
     with `skip_bad`), or saying why no example is left.
@@ -116,7 +116,7 @@ def encode_conversations(
         groups.setdefault(_format_of(conversation, encoder), []).append(part)
     for kind, parts in groups.items():
         own = encoder or ChatEncoder(plain_format(tokenizer, alpaca=kind == "Alpaca"), tokenizer)
-        found += _encode_parts(own, parts, context, long, train_on, skip_bad, counts)
+        found += _encode_parts(own, parts, context, long, skip_bad, counts)
     texts = [(i, c) for i, c in enumerate(conversations) if c.format == "text"]
     found += _encode_texts(texts, tokenizer, context, long, counts)
     counts["untrained"] += len({order[0] for order, e in found if not e.trained.any()})
@@ -175,7 +175,6 @@ def _encode_parts(
     parts: Sequence[_Part],
     context: int,
     long: Long,
-    train_on: TrainOn,
     skip_bad: bool,
     counts: Counter[str],
 ) -> list[tuple[tuple[int, int], Example]]:
@@ -201,7 +200,7 @@ def _encode_parts(
             too_long.append(part)
         else:
             found.append((part.order, _example(encoded, part)))
-    kept = _shorten(encoder, too_long, context, train_on) if long == "cut" else []
+    kept = _shorten(encoder, too_long, context) if long == "cut" else []
     counts["cut"] += len({order[0] for order, _ in kept})
     counts["dropped"] += len({part.order[0] for part in too_long} - {order[0] for order, _ in kept})
     return found + kept
@@ -217,11 +216,9 @@ def _example(encoded: Encoded, part: _Part) -> Example:
     return Example(ids, trained, part.conversation, part.was_cut)
 
 
-def _shorten(
-    encoder: ChatEncoder, parts: Sequence[_Part], context: int, train_on: TrainOn
-) -> list[tuple[tuple[int, int], Example]]:
+def _shorten(encoder: ChatEncoder, parts: Sequence[_Part], context: int) -> list[tuple[tuple[int, int], Example]]:
     """Of each part the longest shorter version that fits, where one does; all are halved together, so few rounds are needed."""
-    versions = [_shorter(part, from_front=train_on == "last" or part.conversation.n_given > 0) for part in parts]
+    versions = [_shorter(part, from_front=len(part.answers) == 1 or part.conversation.n_given > 0) for part in parts]
     best: list[Example | None] = [None] * len(parts)
     bounds = [(0, len(own)) for own in versions]
     while open_ones := [i for i, (low, high) in enumerate(bounds) if low < high]:

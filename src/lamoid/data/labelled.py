@@ -12,7 +12,7 @@ from lamoid.data.records import SUFFIXES, Record, keep_good, read_records, say_f
 from lamoid.data.sources import find_files
 from lamoid.errors import DataError, UsageError
 from lamoid.tokenizers.framing import Framed, frame_many
-from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.tokenizers.tokenizer import Tokenizer, check_encodable
 
 TEXT_NAMES = (
     "text",
@@ -144,12 +144,13 @@ def _example(record: Record, columns: Columns, where: str, known: Sequence[str])
 
 
 def label_of(value: object, column: str, where: str) -> str:
-    """A label's name. Raises DataError for anything but a text that is not empty, a whole number, true or false."""
+    """A label's name. Raises DataError for all but a text of characters that is not empty, a whole number, true or false."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) or (isinstance(value, str) and value.strip()):
+        check_encodable(str(value), f"{where}: {column}")
         return str(value).strip()
     raise DataError(f"{where}: {column} must be one label, a name or a whole number, got {str(value)[:60]!r}")
 
@@ -195,9 +196,11 @@ def split_by_label(
     if not 0 < share < 1:
         raise UsageError(f"the held-out share is {share}; it must be above 0 and below 1")
     keys = [_key(example, seed) for example in examples]
+    by_label: dict[str, set[int]] = {}
+    for key, example in zip(keys, examples, strict=True):
+        by_label.setdefault(example.label, set()).add(key)
     heldout: set[int] = set()
-    for label in {example.label for example in examples}:
-        own = sorted({key for key, example in zip(keys, examples, strict=True) if example.label == label})
+    for own in map(sorted, by_label.values()):
         if len(own) > 1:
             heldout.update(own[: min(max(round(share * len(own)), 1), len(own) - 1)])
     if not heldout:

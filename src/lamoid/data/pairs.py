@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lamoid.data.packed import Position
 from lamoid.data.padded import pad
-from lamoid.data.records import SUFFIXES, Record, keep_good, read_records, say_file, text_of
+from lamoid.data.records import SUFFIXES, Record, decode, keep_good, read_records, say_file, text_of
 from lamoid.data.sources import find_files, inner_suffix, read_lines
 from lamoid.errors import DataError, UsageError
 from lamoid.nn.losses import IGNORED
@@ -84,11 +84,11 @@ def _read_tsv(file: Path) -> Iterator[tuple[str, Record | DataError]]:
     names = ["source", "target"]
     for number, line in read_lines(file):
         where = f"{file} line {number}"
-        try:
-            cells = line.decode().rstrip("\r\n").split("\t")
-        except UnicodeDecodeError as error:
-            yield where, DataError(f"{where} is not UTF-8: byte 0x{line[error.start]:02X} at its offset {error.start}")
+        text = decode(line, where)
+        if isinstance(text, DataError):
+            yield where, text
             continue
+        cells = text.rstrip("\r\n").split("\t")
         folded = {cell.strip().lower() for cell in cells}
         if number == 1 and folded & set(SOURCE_NAMES) and folded & set(TARGET_NAMES):
             names = [cell.strip() for cell in cells]
@@ -177,8 +177,8 @@ class PairBatch:
 class PairRows:
     """Batches of pairs, each epoch in an order drawn from (seed, epoch), in which neighbours have like lengths.
 
-    A position is (epoch, batches of it that were used); the batch at a position depends on nothing else. The batches of
-    an epoch have `batch_rows` rows, or one less where they do not come out even.
+    A position is (epoch, batches of it that were used); the batch at a position depends on nothing else. An epoch's
+    batches have at most `batch_rows` rows, and are as even as they can be where those do not come out even.
     """
 
     pairs: Sequence[EncodedPair]

@@ -33,14 +33,26 @@ def read_records(file: Path) -> Iterator[tuple[str, Record | DataError]]:
         )
 
 
-def parse_json(content: bytes | str, where: str) -> Any:
+def parse_json(content: bytes, where: str) -> Any:
     """A JSON value, or a DataError that says why it is none."""
+    text = decode(content, where)
+    if isinstance(text, DataError):
+        return text
     try:
-        return json.loads(content)
-    except UnicodeDecodeError as error:
-        return DataError(f"{where} is not UTF-8: byte 0x{error.object[error.start]:02X} at its offset {error.start}")
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         return DataError(f"{where} is not JSON: {error}")
+
+
+def decode(content: bytes, where: str) -> str | DataError:
+    """A text, or a DataError where it is not UTF-8, or has a byte-order mark that `read_lines` has not taken off."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        return DataError(f"{where} is not UTF-8: byte 0x{content[error.start]:02X} at its offset {error.start}")
+    if text.startswith("\ufeff"):
+        return DataError(f"{where} begins with a byte-order mark, which may stand at the beginning of a file alone")
+    return text
 
 
 def _parse_object(line: bytes, where: str) -> Record | DataError:
@@ -53,6 +65,7 @@ def _parse_object(line: bytes, where: str) -> Record | DataError:
 def _table(file: Path, *, is_tsv: bool) -> Iterator[tuple[str, Record | DataError]]:
     """The rows under the line of column names. In a TSV quotes are characters like any other, as in GLUE."""
     text = "".join(read_text(file))
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # else a text of 131,072 characters is an error
     if is_tsv:
         rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
     else:

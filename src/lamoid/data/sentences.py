@@ -26,7 +26,7 @@ from lamoid.tokenizers.tokenizer import Tokenizer
 TOKENS_FILE, SENTENCES_FILE, DOCUMENTS_FILE = "tokens.bin", "sentences.bin", "documents.bin"
 PAIR_SPECIALS = 3  # [CLS] A [SEP] B [SEP]
 _PAIR_STREAM = 1  # keeps the draws of a pair apart from those of its mask
-_SENTENCE_END = re.compile(r"(?<=[.!?…؟।])[\"'”’»)\]]*\s+|(?<=[。！？])(?![」』”’）])|\s*\n\s*")
+_SENTENCE_END = re.compile(r"(?<=[.!?…؟।])[\"'”’»)\]]*\s+|(?<=[。！？])(?![」』”’）])|(?<!\s)\s*\n\s*")
 
 
 def split_sentences(text: str) -> list[str]:

@@ -75,7 +75,10 @@ class PretrainingHead(nn.Module):
 
 
 class SequenceHead(nn.Module):
-    """One class for a whole text: logits from the pooled first token. `labels` names the classes."""
+    """One class for a whole text: logits from the pooled first token. `labels` names the classes.
+
+    Dropout stands behind the pooler, as in BERT; RoBERTa's own code has another one in front of it.
+    """
 
     def __init__(self, d_model: int, labels: tuple[str, ...], dropout: float) -> None:
         super().__init__()

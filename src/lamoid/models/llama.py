@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lamoid.models.initialise import draw
 from lamoid.models.llama_config import LlamaConfig as LlamaConfig
 from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import SwiGLU
@@ -88,17 +89,14 @@ class Llama(nn.Module):
         if self.config.tied_embeddings:
             self.lm_head.weight = self.embedding.weight
 
-    @torch.no_grad()
     def initialise(self, seed: int) -> "Llama":
         """Draw every matrix anew as INITIALISATION says; the same seed gives the same weights. Returns the model."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-                continue
+
+        def std_of(name: str, matrix: Tensor) -> float:
             rule = next(rule for suffix, rule in INITIALISATION.items() if suffix in name)
-            std = rule(self.config.init_std, self.config.n_layers)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+            return rule(self.config.init_std, self.config.n_layers)
+
+        draw(self, std_of, seed)
         return self
 
     def forward(

@@ -1,13 +1,10 @@
 """The shape of a Llama: sizes, RoPE, what is tied; and the shapes of its parameters. No torch."""
 
-import math
 from dataclasses import dataclass
 
 from lamoid.errors import UsageError
+from lamoid.models.checks import check_fields, check_groups
 from lamoid.nn.rope_scaling import RopeScaling, check_rope
-
-_MOST = {"n_layers": 2**10, "vocab_size": 2**24, "max_seq_len": 2**31}
-"""Largest sizes that are believed, 2^20 where nothing is said: a damaged file must not ask for 10^9 layers."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +28,10 @@ class LlamaConfig:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "n_kv_heads", "head_dim", "d_ff", "max_seq_len"):
-            value, most = getattr(self, name), _MOST.get(name, 2**20)
-            if type(value) is not int or not 1 <= value <= most:
-                raise UsageError(f"{name} is {value!r:.80}; it must be a whole number from 1 to {most}")
-        if self.n_heads % self.n_kv_heads:
-            raise UsageError(f"n_kv_heads is {self.n_kv_heads}; it must divide n_heads, which is {self.n_heads}")
+        check_fields(self, max_seq_len=2**31)
+        check_groups(self)
         if self.head_dim % 2:
             raise UsageError(f"head_dim is {self.head_dim}; RoPE turns pairs of features, so it must be even")
-        for name in ("norm_eps", "rope_base", "init_std"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name} is {value}; it must be finite and above 0")
         check_rope(self.head_dim, self.rope_base, self.rope_scaling, self.max_seq_len + 1)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lamoid.errors import UsageError
-from lamoid.models.checks import check_choice, check_fields
+from lamoid.models.checks import check_choice, check_fields, check_groups
 from lamoid.models.initialise import draw
 from lamoid.nn.absolute_positions import LearnedPositions, SinusoidalPositions
 from lamoid.nn.attention import Attention, AttentionPath
@@ -68,8 +68,7 @@ class VariantConfig:
         check_fields(self)
         for name, choices in CHOICES.items():
             check_choice(self, name, choices)
-        if self.n_heads % self.n_kv_heads:
-            raise UsageError(f"n_kv_heads is {self.n_kv_heads}; it must divide n_heads, which is {self.n_heads}")
+        check_groups(self)
         if self.positions == "rope" and self.head_dim % 2:
             raise UsageError(f"head_dim is {self.head_dim}; RoPE turns pairs of features, so it must be even")
 
