@@ -58,7 +58,7 @@ class NativeModel:
         options = (int(weights.is_interleaved), int(self.is_half_cache), c.norm_eps)
         self._struct = Model(*sizes, *options, self._vector("norm.weight"), self._matrix(head), layers)
         self._kept.append(layers)
-        self._cosines, self._sines = np.empty((0, c.head_dim // 2), np.float32), np.empty((0, 0), np.float32)
+        self._cosines, self._sines = (np.empty((0, c.head_dim // 2), np.float32) for _ in range(2))
         self._padded_vocab = -(-c.vocab_size // 8) * 8
         width = -(-c.head_dim // 8) * 8
         self.page_bytes = c.n_layers * c.n_kv_heads * 2 * width * PAGE_KEYS * (2 if self.is_half_cache else 4)
@@ -105,8 +105,8 @@ class NativeModel:
         if n_positions > have:
             more = max(n_positions, 2 * have, 256) - have
             cosines, sines = rope_table(c.head_dim, c.rope_base, c.rope_scaling, have, more)
-            self._cosines = np.concatenate((self._cosines, cosines))
-            self._sines = np.concatenate((self._sines.reshape(have, -1), sines)) if have else sines
+            both = (np.concatenate(pair) for pair in ((self._cosines, cosines), (self._sines, sines)))
+            self._cosines, self._sines = both  # at once: the kernels trust that they are of one length, after Ctrl-C too
 
     def _make_arena(self) -> mmap.mmap:
         """Memory for all panels at once, in huge pages where the system has them: fewer look-ups of addresses."""
@@ -184,14 +184,14 @@ class PageTable:
         self.ids = list(ids[: at + best])
         self._point()
 
-    def extend(self, ids: Sequence[int]) -> list[int]:
-        """Make room for more ids; returns their positions."""
+    def reserve(self, n: int) -> list[int]:
+        """Make room for n more ids; returns their positions. Whoever has read them adds them to `ids`, never before:
+        after Ctrl-C the table still says what its pages hold."""
         first = len(self.ids)
-        self.ids += ids
-        while len(self.pages) * PAGE_KEYS < len(self.ids):
+        while len(self.pages) * PAGE_KEYS < first + n:
             self.pages.append(self._all.new())
         self._point()
-        return list(range(first, len(self.ids)))
+        return list(range(first, first + n))
 
     def remember(self) -> None:
         """Let others share the pages that are full."""
@@ -226,6 +226,8 @@ class NativeDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Read the prompts; returns the logits of the token after each, (B, V)."""
         old, self._tables = self._tables, []
+        for table in old:
+            table.remember()
         logits = np.empty((len(prompts), self.vocab_size), np.float32)
         waiting: list[tuple[int, PageTable, list[int]]] = []
         try:
@@ -255,24 +257,25 @@ class NativeDecoder:
 
     def step(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Append one token to each sequence; returns the logits of the next, (B, V)."""
-        positions = [table.extend([index])[0] for table, index in zip(self._tables, ids, strict=True)]
+        positions = [table.reserve(1)[0] for table in self._tables]
         logits = self.model.forward(ids, positions, self._tables, range(len(ids)))
-        for table, position in zip(self._tables, positions, strict=True):
-            if position % PAGE_KEYS == PAGE_KEYS - 1:
+        for table, index in zip(self._tables, ids, strict=True):
+            table.ids.append(index)
+            if len(table.ids) % PAGE_KEYS == 0:
                 table.remember()
         return logits
 
     def step_many(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Append several tokens to the only sequence; returns the logits after each, (T, V)."""
         (table,) = self._tables
-        positions = table.extend(ids)
-        return self.model.forward(ids, positions, [table] * len(ids), range(len(ids)))
+        logits = self.model.forward(ids, table.reserve(len(ids)), [table] * len(ids), range(len(ids)))
+        table.ids += ids
+        return logits
 
     def forget(self, n: int) -> None:
         """Take back the last n tokens of the only sequence."""
         (table,) = self._tables
         table.cut(len(table.ids) - n)
-        table.remember()
 
     def keep_rows(self, rows: list[int]) -> None:
         """Go on with these sequences alone, in this order."""
@@ -288,7 +291,8 @@ class NativeDecoder:
         table, parts = PageTable(self._pages), []
         for start in range(0, len(ids), CHUNK_TOKENS):
             part = ids[start : start + CHUNK_TOKENS]
-            parts.append(self.model.forward(part, table.extend(part), [table] * len(part), range(len(part))))
+            parts.append(self.model.forward(part, table.reserve(len(part)), [table] * len(part), range(len(part))))
+            table.ids += part
         table.release()
         return np.concatenate(parts)
 
@@ -304,13 +308,14 @@ class NativeDecoder:
         rows, outputs = [], []
         for row, table, part in parts:
             ids += part
-            positions += table.extend(part)
+            positions += table.reserve(len(part))
             tables += [table] * len(part)
-            if len(table.ids) == len(prompts[row]):
+            if positions[-1] == len(prompts[row]) - 1:
                 rows.append(row)
                 outputs.append(len(ids) - 1)
         logits[rows] = self.model.forward(ids, positions, tables, outputs)
-        for _, table, _ in parts:
+        for _, table, part in parts:
+            table.ids += part
             table.remember()
 
 

@@ -63,8 +63,8 @@ class Pages:
             before = page.number
 
     def release(self, pages: Sequence[Page]) -> None:
-        """Give up one use of each."""
-        for page in pages:
+        """Give up one use of each, the last first: without its beginning a sequence's end is out of reach."""
+        for page in reversed(pages):
             page.n_users -= 1
             if page.n_users:
                 continue
