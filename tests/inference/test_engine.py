@@ -222,7 +222,9 @@ def test_pages_are_shared_and_given_back():
     for kept in (first, first, first[:1], first[:3]):
         pages.release(kept)
     assert [page.n_users for page in first] == [0, 0, 0, 0]
-    assert pages.n_pages == 2 and pages.shared(ids) == first[:2]  # the end went first: it is nothing without its beginning
+    assert (
+        pages.n_pages == 2 and pages.shared(ids) == first[:2]
+    )  # the end went first: it is nothing without its beginning
 
 
 def test_a_failed_prefill_leaves_nothing_behind(monkeypatch):
@@ -241,6 +243,19 @@ def test_a_failed_prefill_leaves_nothing_behind(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         decoder.prefill([prompt])
     assert np.array_equal(decoder.prefill([prompt]), decoder_of(weights).prefill([prompt]))
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_values_beyond_float16_spoil_no_earlier_token(portable):
+    """In a cache of float16 they are its largest; as infinities, times a weight of 0, they would be NaN for everyone."""
+    config = CONFIGS["odd sizes"]
+    arrays = {name: p.detach().numpy() for name, p in random_llama(config).named_parameters()}
+    arrays = {name: a * np.float32(1e8 if "v_proj" in name else 1) for name, a in arrays.items()}
+    decoder = decoder_of(weights_of_arrays(config, arrays), portable=portable, half_cache=True)
+    ids = ids_for(config, 20)
+    together = decoder.logits(ids)
+    assert np.isfinite(together).all()
+    assert np.array_equal(decoder.logits(ids[:1])[0], together[0])
 
 
 @pytest.mark.parametrize("interrupted_after", [False, True])

@@ -17,7 +17,7 @@ from lamoid.checkpoints.gguf import GGUFTensor, dequantize
 from lamoid.checkpoints.quants import FORMATS
 from lamoid.errors import UsageError
 from lamoid.inference.native.library import PAGE_KEYS, Batch, Layer, Matrix, Model, Team
-from lamoid.inference.pages import Page, Pages
+from lamoid.inference.pages import Pages, PageTable
 from lamoid.inference.weights import Weights
 from lamoid.nn.rope_scaling import rope_table
 
@@ -75,7 +75,7 @@ class NativeModel:
         return self.page_bytes // PAGE_KEYS
 
     def forward(
-        self, ids: Sequence[int], positions: Sequence[int], tables: Sequence["PageTable"], outputs: Sequence[int]
+        self, ids: Sequence[int], positions: Sequence[int], tables: Sequence[PageTable], outputs: Sequence[int]
     ) -> NDArray[np.float32]:
         """One step of these tokens, each at its position of the sequence with this cache; logits after `outputs`, (n, V)."""
         n, logits = len(ids), np.empty((len(outputs), self._padded_vocab), np.float32)
@@ -106,7 +106,7 @@ class NativeModel:
             more = max(n_positions, 2 * have, 256) - have
             cosines, sines = rope_table(c.head_dim, c.rope_base, c.rope_scaling, have, more)
             both = (np.concatenate(pair) for pair in ((self._cosines, cosines), (self._sines, sines)))
-            self._cosines, self._sines = both  # at once: the kernels trust that they are of one length, after Ctrl-C too
+            self._cosines, self._sines = both  # at once, for Ctrl-C: the kernels trust that they are of one length
 
     def _make_arena(self) -> mmap.mmap:
         """Memory for all panels at once, in huge pages where the system has them: fewer look-ups of addresses."""
@@ -153,64 +153,6 @@ class NativeModel:
         if isinstance(whole, mmap.mmap):
             whole.madvise(mmap.MADV_DONTNEED)
         return target
-
-
-class PageTable:
-    """The cache of one sequence: the ids that were read, and the pages that hold their keys and values."""
-
-    def __init__(self, pages: Pages) -> None:
-        self._all, self.ids = pages, list[int]()
-        self.pages: list[Page] = []
-        self._addresses = (ctypes.c_void_p * 1)()
-
-    @property
-    def address(self) -> int:
-        """Where the kernels find the list of pages."""
-        return ctypes.addressof(self._addresses)
-
-    def begin(self, ids: Sequence[int], others: Sequence["PageTable"]) -> None:
-        """Take what is known of these ids, but never the last, whose logits are wanted: shared pages, then a copy."""
-        self.pages = self._all.shared(ids[:-1])
-        at = len(self.pages) * PAGE_KEYS
-        best, donor = 0, None
-        for other in others:
-            if other.ids[:at] == list(ids[:at]):
-                n = _n_common(other.ids[at : at + PAGE_KEYS], ids[at:-1])
-                best, donor = (n, other) if n > best else (best, donor)
-        if donor is not None:
-            page = self._all.new()
-            page.data[:] = donor.pages[len(self.pages)].data
-            self.pages.append(page)
-        self.ids = list(ids[: at + best])
-        self._point()
-
-    def reserve(self, n: int) -> list[int]:
-        """Make room for n more ids; returns their positions. Whoever has read them adds them to `ids`, never before:
-        after Ctrl-C the table still says what its pages hold."""
-        first = len(self.ids)
-        while len(self.pages) * PAGE_KEYS < first + n:
-            self.pages.append(self._all.new())
-        self._point()
-        return list(range(first, first + n))
-
-    def remember(self) -> None:
-        """Let others share the pages that are full."""
-        self._all.remember(self.pages, self.ids)
-
-    def cut(self, n: int) -> None:
-        """Forget all but the first n ids. Their pages must not be shared, so this goes back less than a page's worth."""
-        self.ids = self.ids[:n]
-
-    def release(self) -> None:
-        """Give the pages back."""
-        self._all.release(self.pages)
-        self.pages, self.ids = [], []
-
-    def _point(self) -> None:
-        if len(self.pages) > len(self._addresses):
-            self._addresses = (ctypes.c_void_p * (2 * len(self.pages)))()
-        for i, page in enumerate(self.pages):
-            self._addresses[i] = page.address
 
 
 class NativeDecoder:
@@ -317,7 +259,3 @@ class NativeDecoder:
         for _, table, part in parts:
             table.ids += part
             table.remember()
-
-
-def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -121,7 +121,9 @@ class Team:
         """What the library's functions take as their first argument. Raises EngineUnavailable after a fork: the child has
         the memory, but not the threads, for which it would wait forever."""
         if os.getpid() != self._process:
-            raise EngineUnavailable("the engine's threads stayed in the process that forked; load the model in this one")
+            raise EngineUnavailable(
+                "the engine's threads stayed in the process that forked; load the model in this one"
+            )
         return int(self._team)
 
     def __del__(self) -> None:
