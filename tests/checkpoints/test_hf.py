@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lamoid.checkpoints.hf import config_from_hf, config_to_hf, read_config, read_model, write_model
+from lamoid.checkpoints.hf_stream import open_hf
 from lamoid.checkpoints.store import MAX_JSON_BYTES, atomic_directory
 from lamoid.errors import CheckpointError, UsageError
+from lamoid.inference.weights import weights_of_directory
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.nn.rope_scaling import DynamicNTKScaling, LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
@@ -441,7 +443,11 @@ def test_a_tensor_in_two_shards_is_refused(directory: Path) -> None:
     save_file({"model.norm.weight": tensors["model.norm.weight"] + 1}, directory / "two.safetensors")
     weight_map = dict.fromkeys(tensors, "one.safetensors") | {"model.norm.weight": "two.safetensors"}
     (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    assert "two.safetensors: model.norm.weight is in another file" in error_of(directory)
+    message = "two.safetensors: model.norm.weight is in another file"
+    assert message in error_of(directory)
+    for read in (open_hf, weights_of_directory):
+        with pytest.raises(CheckpointError, match=message):
+            read(directory)
 
 
 def safetensors(header: Any, data: bytes = b"", length: int | None = None) -> bytes:

@@ -9,7 +9,7 @@ from tests.models.twins import scatter
 from torch import Tensor
 
 from lamoid.errors import UsageError
-from lamoid.inference.beam import translate
+from lamoid.inference.beam import _Search, translate
 from lamoid.models.transformer import Transformer, TransformerConfig
 
 V, END = 5, 2
@@ -119,3 +119,10 @@ def test_the_default_length_is_that_of_the_paper() -> None:
 def test_values_out_of_range(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         translate(a_model(0), torch.zeros(1, 3, dtype=torch.int64), **settings)
+
+
+def test_the_beam_stays_full_where_some_targets_end():
+    """Of three likely tokens the first is the end: both others go on, and the end competes with what they become."""
+    search = _Search(2, 10, 0.6, 0)
+    assert search.advance(torch.tensor([[0.5, 0.3, 0.2]]).log()) == [0, 0]
+    assert search.beams == [[1], [2]] and not search.finished

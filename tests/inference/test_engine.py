@@ -223,8 +223,8 @@ def test_pages_are_shared_and_given_back():
         pages.release(kept)
     assert [page.n_users for page in first] == [0, 0, 0, 0]
     assert (
-        pages.n_pages == 2 and pages.shared(ids) == []
-    )  # the oldest went first, and what is behind it is out of reach
+        pages.n_pages == 2 and pages.shared(ids) == first[:2]
+    )  # the end went first: it is nothing without its beginning
 
 
 def test_a_failed_prefill_leaves_nothing_behind(monkeypatch):
@@ -243,6 +243,72 @@ def test_a_failed_prefill_leaves_nothing_behind(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         decoder.prefill([prompt])
     assert np.array_equal(decoder.prefill([prompt]), decoder_of(weights).prefill([prompt]))
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_values_beyond_float16_spoil_no_earlier_token(portable):
+    """In a cache of float16 they are its largest; as infinities, times a weight of 0, they would be NaN for everyone."""
+    config = CONFIGS["odd sizes"]
+    arrays = {name: p.detach().numpy() for name, p in random_llama(config).named_parameters()}
+    arrays = {name: a * np.float32(1e8 if "v_proj" in name else 1) for name, a in arrays.items()}
+    decoder = decoder_of(weights_of_arrays(config, arrays), portable=portable, half_cache=True)
+    ids = ids_for(config, 20)
+    together = decoder.logits(ids)
+    assert np.isfinite(together).all()
+    assert np.array_equal(decoder.logits(ids[:1])[0], together[0])
+
+
+@pytest.mark.parametrize("interrupted_after", [False, True])
+def test_a_step_that_was_interrupted_is_not_taken_for_read(monkeypatch, interrupted_after):
+    """Ctrl-C before or after the kernels: the next turn begins like the interrupted one, and gets the right numbers."""
+    weights = random_model("F32")
+    decoder, prompt = decoder_of(weights), ids_for(weights.config, 30)
+    forward = decoder.model.forward
+
+    def interrupted(*arguments):
+        if interrupted_after:
+            forward(*arguments)
+        raise KeyboardInterrupt
+
+    decoder.prefill([prompt])
+    for step in (lambda: decoder.step([7]), lambda: decoder.step_many([7, 8, 9])):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(decoder.model, "forward", interrupted)
+            step()
+        again = [*prompt, 7, 8, 9, 5]
+        assert np.array_equal(decoder.prefill([again]), decoder_of(weights).prefill([again]))
+        decoder.prefill([prompt])
+
+
+_FORKED = """
+import os, sys, warnings
+from tests.inference.native.exercise import random_model
+from lamoid.errors import EngineUnavailable
+from lamoid.inference.engine import NativeDecoder, NativeModel
+from lamoid.inference.native.library import Team
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads: that is what is tested
+decoder = NativeDecoder(NativeModel(random_model("F32"), Team(2)))
+decoder.prefill([[1, 2, 3]])
+if os.fork() == 0:
+    try:
+        decoder.prefill([[4, 5, 6]])
+    except EngineUnavailable as error:
+        assert "forked" in str(error)
+        del decoder
+        print("refused", flush=True)
+    os._exit(0)
+assert os.wait()[1] == 0
+decoder.prefill([[4, 5, 6]])
+print("done")
+"""
+
+
+def test_a_forked_process_is_told_that_it_has_no_threads():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", _FORKED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+    assert done.stdout.split() == ["refused", "done"], done.stderr
 
 
 def test_rope_equals_torch_for_every_scaling():

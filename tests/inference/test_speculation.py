@@ -44,6 +44,17 @@ def test_right_guesses_save_steps(monkeypatch):
     assert len(calls) < 60 and len(calls) + speculating.n_right == 201  # the prompt, and 200 tokens
 
 
+def test_the_next_turn_reads_what_is_new_alone(monkeypatch):
+    """Whatever was guessed before: the answer's pages are known, all of them."""
+    model = NativeModel(random_model("F32", vocab_size=43), Team(1))
+    speculating, computed, forward = SpeculatingDecoder(NativeDecoder(model)), [], model.forward
+    ids, _ = decode(speculating, [[1, 2, 0]], 200, Sampling(temperature=5.0))
+    monkeypatch.setattr(model, "forward", lambda ids, *rest: computed.append(len(ids)) or forward(ids, *rest))
+    got = speculating.prefill([[*ids[0], 4, 5]])
+    assert sum(computed) <= 3
+    assert np.array_equal(got, NativeDecoder(model).prefill([[*ids[0], 4, 5]]))
+
+
 def test_the_end_of_the_context_is_not_passed():
     weights = random_model("F32", vocab_size=7, max_seq_len=60)
     decoder = NativeDecoder(NativeModel(weights, Team(1)))

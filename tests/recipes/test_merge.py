@@ -244,8 +244,40 @@ def test_an_adapter_generates_and_is_measured_as_it_is(
         torch.nn.functional.cross_entropy(logits, torch.tensor(read[1:])).item(), rel=1e-5
     )
     assert abs(losses[0] - losses[1]) > 1e-2
-    with pytest.raises(EngineUnavailable, match="is an adapter; merged it is faster: lamoid merge"):
+
+
+@pytest.mark.parametrize(
+    ("adapt", "config"),
+    [(lora(), SHAPES["tied"]), (lora("all-linear", "lm_head"), SHAPES["tied"]), (lora(), ODD), (qlora, SHAPES["tied"])],
+    ids=["LoRA", "LoRA on the output layer", "odd sizes", "QLoRA"],
+)
+def test_the_native_engine_runs_the_merged_model(
+    adapt: Adapt, config: LlamaConfig, adapter: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a file of it: logits and greedy text are those of the merged directory in transformers and in torch."""
+    directory = adapter(adapt, config)
+    out, _ = merge(directory)
+    decoder, tokenizer = lamoid.load_engine(directory, threads=1)
+    ids = some_ids()[:1]
+    with torch.no_grad():
+        expected = transformers.AutoModelForCausalLM.from_pretrained(out)(ids).logits[0].numpy()
+    assert np.abs(decoder.logits(ids[0].tolist()) - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert tokenizer is not None and tokenizer.chat_template == TEMPLATE
+    found = []
+    for place, engine in ((directory, "native"), (out, "torch")):
+        capsys.readouterr()
+        flags = ["--engine", engine, "--temperature", "0", "--max-new-tokens", "30", "--threads", "1", "--json"]
+        assert main(["generate", str(place), "một con", *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out)["ids"])
+    assert found[0] == found[1]
+
+
+def test_houlsby_adapters_are_left_to_torch(adapter: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    directory = adapter(houlsby)
+    with pytest.raises(EngineUnavailable, match="peft_type of the adapter is 'LAMOID_HOULSBY'; the engine runs LORA"):
         lamoid.load_engine(directory)
+    assert main(["generate", str(directory), "một con", "--max-new-tokens", "2"]) == 0
+    assert "note: torch decodes, not the native engine: peft_type" in capsys.readouterr().err
 
 
 def test_houlsby_adapters_are_refused_with_the_reason(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lamoid.checkpoints.hf_bert import BERT, ROBERTA
-from lamoid.checkpoints.hf_files import CONFIG_FILE, WEIGHTS_FILE, weight_files
+from lamoid.checkpoints.hf_files import CONFIG_FILE, WEIGHTS_FILE, gather, weight_files
 from lamoid.checkpoints.hf_gpt2 import GPT_2
 from lamoid.checkpoints.hf_llama import LLAMA
 from lamoid.checkpoints.hf_own import TRANSFORMER, VARIANT
@@ -133,17 +133,15 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for file in weight_files(directory):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118
-                    if name in tensors:
-                        raise CheckpointError(f"{file}: {name} is in another file of this model too")
-                    tensors[name] = opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file} cannot be read: {str(error)[:300]}") from error
-    return tensors
+    return gather((file, _read_file(file)) for file in weight_files(directory))
+
+
+def _read_file(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {str(error)[:300]}") from error
 
 
 def _check_tensors(directory: Path, wanted: dict[str, torch.Size], found: dict[str, Tensor]) -> None:

@@ -1,11 +1,14 @@
 """The files of a Hugging Face directory: their names, and which of them hold the weights. No torch."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from lamoid.checkpoints.store import read_object
 from lamoid.errors import CheckpointError
 
+T = TypeVar("T")
 CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE = "config.json", "model.safetensors", "model.safetensors.index.json"
 
 
@@ -26,6 +29,17 @@ def weight_files(directory: Path) -> list[Path]:
                 raise CheckpointError(f"{what} cannot be read: it is not there, or no file; get the whole model")
         return [directory / name for name in names]
     raise CheckpointError(f"{directory} has no {WEIGHTS_FILE}; a model is a Hugging Face directory with safetensors")
+
+
+def gather(parts: Iterable[tuple[Path, Mapping[str, T]]]) -> dict[str, T]:
+    """What the files of a model hold, by name. Raises CheckpointError for a name that is in two of them."""
+    found: dict[str, T] = {}
+    for file, tensors in parts:
+        for name in tensors:
+            if name in found:
+                raise CheckpointError(f"{file}: {name:.200} is in another file of this model too; get the whole model")
+        found |= tensors
+    return found
 
 
 def _lies_inside(directory: Path, name: str) -> bool:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lamoid.checkpoints.hf import read_config, write_description
-from lamoid.checkpoints.hf_files import INDEX_FILE, WEIGHTS_FILE, weight_files
+from lamoid.checkpoints.hf_files import INDEX_FILE, WEIGHTS_FILE, gather, weight_files
 from lamoid.checkpoints.llama_tensors import check_tensors, listed
 from lamoid.checkpoints.name_maps import llama_to_hf
 from lamoid.checkpoints.source import DTYPES, Rows, Source, to_dtype
@@ -39,27 +39,25 @@ def open_hf(directory: Path) -> Source:
         raise CheckpointError(
             f"{directory} holds no Llama (its configuration is a {type(config).__name__}); this takes Llamas"
         )
-    files: dict[str, Path] = {}
-    found: dict[str, tuple[int, ...]] = {}
-    kinds: dict[str, str] = {}
-    for file in weight_files(directory):
-        for name, shape, kind in _headers(file):
-            if not name.endswith("rotary_emb.inv_freq") and not (config.tied_embeddings and name == "lm_head.weight"):
-                files[name], found[name], kinds[name] = file, shape, kind
-    check_tensors(directory, config, llama_to_hf, found)
-    odd = [f"{name} is {kind}" for name, kind in kinds.items() if kind not in DTYPES]
+    found = {
+        name: header
+        for name, header in gather((file, _headers(file)) for file in weight_files(directory)).items()
+        if not name.endswith("rotary_emb.inv_freq") and not (config.tied_embeddings and name == "lm_head.weight")
+    }
+    check_tensors(directory, config, llama_to_hf, {name: shape for name, (_, shape, _) in found.items()})
+    odd = [f"{name} is {kind}" for name, (_, _, kind) in found.items() if kind not in DTYPES]
     if odd:
         raise CheckpointError(f"{directory}: {listed(odd)}; allowed are {', '.join(DTYPES)}")
 
     def read(name: str, rows: Rows) -> Tensor:
         name, low, high = llama_to_hf(name), int(rows.min()), int(rows.max()) + 1
-        with safe_open(files[name], framework="pt") as opened:
+        with safe_open(found[name][0], framework="pt") as opened:
             if high - low > 2 * len(rows):  # scattered: the tensor is mapped, and other rows are not read
                 return opened.get_tensor(name)[torch.from_numpy(rows)]
             block = opened.get_slice(name)[low:high]
         return block if (np.diff(rows) == 1).all() else block[torch.from_numpy(rows - low)]
 
-    formats = {name: kinds[llama_to_hf(name)] for name in Source(directory, config, {}, read).shapes}
+    formats = {name: found[llama_to_hf(name)][2] for name in Source(directory, config, {}, read).shapes}
     tokenizer = load_tokenizer(directory) if has_tokenizer(directory) else None
     return Source(directory, config, formats, read, tokenizer, _end_ids(directory))
 
@@ -113,11 +111,12 @@ def _shards(sizes: dict[str, int]) -> list[list[str]]:
     return shards
 
 
-def _headers(file: Path) -> list[tuple[str, tuple[int, ...], str]]:
+def _headers(file: Path) -> dict[str, tuple[Path, tuple[int, ...], str]]:
+    """File, shape and type of each tensor."""
     try:
         with safe_open(file, framework="pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-            return [(name, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()]
+            return {name: (file, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {str(error)[:300]}") from error
 

@@ -28,12 +28,8 @@ _LLAMA_TENSORS = [
     (r"layers\.(\d+)\.feed_forward\.", r"model.layers.\1.mlp."),
 ]
 _TENSORS_OF_HF = [
-    (r"model\.embed_tokens\.", "embedding."),
-    (r"model\.norm\.", "norm."),
-    (r"model\.layers\.(\d+)\.input_layernorm\.", r"layers.\1.attention_norm."),
-    (r"model\.layers\.(\d+)\.post_attention_layernorm\.", r"layers.\1.feed_forward_norm."),
-    (r"model\.layers\.(\d+)\.self_attn\.", r"layers.\1.attention."),
-    (r"model\.layers\.(\d+)\.mlp\.", r"layers.\1.feed_forward."),
+    (theirs.replace(".", r"\.").replace(r"\1", r"(\d+)"), ours.replace(r"(\d+)", r"\1").replace(r"\.", "."))
+    for ours, theirs in _LLAMA_TENSORS
 ]
 _GGUF_TENSORS = [
     (r"embedding\.", "token_embd."),

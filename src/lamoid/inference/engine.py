@@ -17,7 +17,7 @@ from lamoid.checkpoints.gguf import GGUFTensor, dequantize
 from lamoid.checkpoints.quants import FORMATS
 from lamoid.errors import UsageError
 from lamoid.inference.native.library import PAGE_KEYS, Batch, Layer, Matrix, Model, Team
-from lamoid.inference.pages import Page, Pages
+from lamoid.inference.pages import Pages, PageTable
 from lamoid.inference.weights import Weights
 from lamoid.nn.rope_scaling import rope_table
 
@@ -58,7 +58,7 @@ class NativeModel:
         options = (int(weights.is_interleaved), int(self.is_half_cache), c.norm_eps)
         self._struct = Model(*sizes, *options, self._vector("norm.weight"), self._matrix(head), layers)
         self._kept.append(layers)
-        self._cosines, self._sines = np.empty((0, c.head_dim // 2), np.float32), np.empty((0, 0), np.float32)
+        self._cosines, self._sines = (np.empty((0, c.head_dim // 2), np.float32) for _ in range(2))
         self._padded_vocab = -(-c.vocab_size // 8) * 8
         width = -(-c.head_dim // 8) * 8
         self.page_bytes = c.n_layers * c.n_kv_heads * 2 * width * PAGE_KEYS * (2 if self.is_half_cache else 4)
@@ -75,7 +75,7 @@ class NativeModel:
         return self.page_bytes // PAGE_KEYS
 
     def forward(
-        self, ids: Sequence[int], positions: Sequence[int], tables: Sequence["PageTable"], outputs: Sequence[int]
+        self, ids: Sequence[int], positions: Sequence[int], tables: Sequence[PageTable], outputs: Sequence[int]
     ) -> NDArray[np.float32]:
         """One step of these tokens, each at its position of the sequence with this cache; logits after `outputs`, (n, V)."""
         n, logits = len(ids), np.empty((len(outputs), self._padded_vocab), np.float32)
@@ -105,8 +105,8 @@ class NativeModel:
         if n_positions > have:
             more = max(n_positions, 2 * have, 256) - have
             cosines, sines = rope_table(c.head_dim, c.rope_base, c.rope_scaling, have, more)
-            self._cosines = np.concatenate((self._cosines, cosines))
-            self._sines = np.concatenate((self._sines.reshape(have, -1), sines)) if have else sines
+            both = (np.concatenate(pair) for pair in ((self._cosines, cosines), (self._sines, sines)))
+            self._cosines, self._sines = both  # at once, for Ctrl-C: the kernels trust that they are of one length
 
     def _make_arena(self) -> mmap.mmap:
         """Memory for all panels at once, in huge pages where the system has them: fewer look-ups of addresses."""
@@ -155,64 +155,6 @@ class NativeModel:
         return target
 
 
-class PageTable:
-    """The cache of one sequence: the ids that were read, and the pages that hold their keys and values."""
-
-    def __init__(self, pages: Pages) -> None:
-        self._all, self.ids = pages, list[int]()
-        self.pages: list[Page] = []
-        self._addresses = (ctypes.c_void_p * 1)()
-
-    @property
-    def address(self) -> int:
-        """Where the kernels find the list of pages."""
-        return ctypes.addressof(self._addresses)
-
-    def begin(self, ids: Sequence[int], others: Sequence["PageTable"]) -> None:
-        """Take what is known of these ids, but never the last, whose logits are wanted: shared pages, then a copy."""
-        self.pages = self._all.shared(ids[:-1])
-        at = len(self.pages) * PAGE_KEYS
-        best, donor = 0, None
-        for other in others:
-            if other.ids[:at] == list(ids[:at]):
-                n = _n_common(other.ids[at : at + PAGE_KEYS], ids[at:-1])
-                best, donor = (n, other) if n > best else (best, donor)
-        if donor is not None:
-            page = self._all.new()
-            page.data[:] = donor.pages[len(self.pages)].data
-            self.pages.append(page)
-        self.ids = list(ids[: at + best])
-        self._point()
-
-    def extend(self, ids: Sequence[int]) -> list[int]:
-        """Make room for more ids; returns their positions."""
-        first = len(self.ids)
-        self.ids += ids
-        while len(self.pages) * PAGE_KEYS < len(self.ids):
-            self.pages.append(self._all.new())
-        self._point()
-        return list(range(first, len(self.ids)))
-
-    def remember(self) -> None:
-        """Let others share the pages that are full."""
-        self._all.remember(self.pages, self.ids)
-
-    def cut(self, n: int) -> None:
-        """Forget all but the first n ids. Their pages must not be shared, so this goes back less than a page's worth."""
-        self.ids = self.ids[:n]
-
-    def release(self) -> None:
-        """Give the pages back."""
-        self._all.release(self.pages)
-        self.pages, self.ids = [], []
-
-    def _point(self) -> None:
-        if len(self.pages) > len(self._addresses):
-            self._addresses = (ctypes.c_void_p * (2 * len(self.pages)))()
-        for i, page in enumerate(self.pages):
-            self._addresses[i] = page.address
-
-
 class NativeDecoder:
     """Decodes a batch of sequences (see `inference.generate.Decoder`); beginnings that were read before are not read again."""
 
@@ -226,6 +168,8 @@ class NativeDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Read the prompts; returns the logits of the token after each, (B, V)."""
         old, self._tables = self._tables, []
+        for table in old:
+            table.remember()
         logits = np.empty((len(prompts), self.vocab_size), np.float32)
         waiting: list[tuple[int, PageTable, list[int]]] = []
         try:
@@ -255,24 +199,25 @@ class NativeDecoder:
 
     def step(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Append one token to each sequence; returns the logits of the next, (B, V)."""
-        positions = [table.extend([index])[0] for table, index in zip(self._tables, ids, strict=True)]
+        positions = [table.reserve(1)[0] for table in self._tables]
         logits = self.model.forward(ids, positions, self._tables, range(len(ids)))
-        for table, position in zip(self._tables, positions, strict=True):
-            if position % PAGE_KEYS == PAGE_KEYS - 1:
+        for table, index in zip(self._tables, ids, strict=True):
+            table.ids.append(index)
+            if len(table.ids) % PAGE_KEYS == 0:
                 table.remember()
         return logits
 
     def step_many(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Append several tokens to the only sequence; returns the logits after each, (T, V)."""
         (table,) = self._tables
-        positions = table.extend(ids)
-        return self.model.forward(ids, positions, [table] * len(ids), range(len(ids)))
+        logits = self.model.forward(ids, table.reserve(len(ids)), [table] * len(ids), range(len(ids)))
+        table.ids += ids
+        return logits
 
     def forget(self, n: int) -> None:
         """Take back the last n tokens of the only sequence."""
         (table,) = self._tables
         table.cut(len(table.ids) - n)
-        table.remember()
 
     def keep_rows(self, rows: list[int]) -> None:
         """Go on with these sequences alone, in this order."""
@@ -288,7 +233,8 @@ class NativeDecoder:
         table, parts = PageTable(self._pages), []
         for start in range(0, len(ids), CHUNK_TOKENS):
             part = ids[start : start + CHUNK_TOKENS]
-            parts.append(self.model.forward(part, table.extend(part), [table] * len(part), range(len(part))))
+            parts.append(self.model.forward(part, table.reserve(len(part)), [table] * len(part), range(len(part))))
+            table.ids += part
         table.release()
         return np.concatenate(parts)
 
@@ -304,15 +250,12 @@ class NativeDecoder:
         rows, outputs = [], []
         for row, table, part in parts:
             ids += part
-            positions += table.extend(part)
+            positions += table.reserve(len(part))
             tables += [table] * len(part)
-            if len(table.ids) == len(prompts[row]):
+            if positions[-1] == len(prompts[row]) - 1:
                 rows.append(row)
                 outputs.append(len(ids) - 1)
         logits[rows] = self.model.forward(ids, positions, tables, outputs)
-        for _, table, _ in parts:
+        for _, table, part in parts:
+            table.ids += part
             table.remember()
-
-
-def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

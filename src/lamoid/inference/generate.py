@@ -129,6 +129,7 @@ class _Sequence:
         tokenizer: Tokenizer,
     ) -> None:
         self.index, self.prompt, self.finished = index, prompt, False
+        self._previous = list(prompt)
         self.completion = Completion(prompt_tokens=len(prompt))
         self._sampler, self._stop, self._ends = sampler, stop, ends
         self._max_new_tokens, self._tokenizer = max_new_tokens, tokenizer
@@ -139,11 +140,12 @@ class _Sequence:
     def advance(self, logits: np.ndarray) -> Iterator[Chunk]:
         """Choose a token and yield what text became final by it."""
         done = self.completion
-        index = self._sampler.choose(logits[: self._tokenizer.vocab_size], self.prompt + done.ids)
+        index = self._sampler.choose(logits[: self._tokenizer.vocab_size], self._previous)
         if index in self._ends:
             yield self._finish("end")
             return
         done.ids.append(index)
+        self._previous.append(index)
         done.log_probabilities.append(float(log_softmax(logits)[index]))
         self._add_text(index)
         stops_at = min((at for at in (done.text.find(s, self._emitted) for s in self._stop) if at != -1), default=None)

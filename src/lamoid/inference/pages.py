@@ -1,5 +1,6 @@
 """The KV cache in pages of PAGE_KEYS positions, grown as needed; full pages are shared by sequences that begin alike."""
 
+import ctypes
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -63,8 +64,8 @@ class Pages:
             before = page.number
 
     def release(self, pages: Sequence[Page]) -> None:
-        """Give up one use of each."""
-        for page in pages:
+        """Give up one use of each, the last first: without its beginning a sequence's end is out of reach."""
+        for page in reversed(pages):
             page.n_users -= 1
             if page.n_users:
                 continue
@@ -79,6 +80,68 @@ class Pages:
             self.n_pages -= 1
 
 
+class PageTable:
+    """The cache of one sequence: the ids that were read, and the pages that hold their keys and values."""
+
+    def __init__(self, pages: Pages) -> None:
+        self._all, self.ids = pages, list[int]()
+        self.pages: list[Page] = []
+        self._addresses = (ctypes.c_void_p * 1)()
+
+    @property
+    def address(self) -> int:
+        """Where the kernels find the list of pages."""
+        return ctypes.addressof(self._addresses)
+
+    def begin(self, ids: Sequence[int], others: Sequence["PageTable"]) -> None:
+        """Take what is known of these ids, but never the last, whose logits are wanted: shared pages, then a copy."""
+        self.pages = self._all.shared(ids[:-1])
+        at = len(self.pages) * PAGE_KEYS
+        best, donor = 0, None
+        for other in others:
+            if other.ids[:at] == list(ids[:at]):
+                n = _n_common(other.ids[at : at + PAGE_KEYS], ids[at:-1])
+                best, donor = (n, other) if n > best else (best, donor)
+        if donor is not None:
+            page = self._all.new()
+            page.data[:] = donor.pages[len(self.pages)].data
+            self.pages.append(page)
+        self.ids = list(ids[: at + best])
+        self._point()
+
+    def reserve(self, n: int) -> list[int]:
+        """Make room for n more ids; returns their positions. Whoever has read them adds them to `ids`, never before:
+        after Ctrl-C the table still says what its pages hold."""
+        first = len(self.ids)
+        while len(self.pages) * PAGE_KEYS < first + n:
+            self.pages.append(self._all.new())
+        self._point()
+        return list(range(first, first + n))
+
+    def remember(self) -> None:
+        """Let others share the pages that are full."""
+        self._all.remember(self.pages, self.ids)
+
+    def cut(self, n: int) -> None:
+        """Forget all but the first n ids. Their pages must not be shared, so this goes back less than a page's worth."""
+        self.ids = self.ids[:n]
+
+    def release(self) -> None:
+        """Give the pages back."""
+        self._all.release(self.pages)
+        self.pages, self.ids = [], []
+
+    def _point(self) -> None:
+        if len(self.pages) > len(self._addresses):
+            self._addresses = (ctypes.c_void_p * (2 * len(self.pages)))()
+        for i, page in enumerate(self.pages):
+            self._addresses[i] = page.address
+
+
 def _full(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
     for start in range(0, len(ids) - PAGE_KEYS + 1, PAGE_KEYS):
         yield tuple(ids[start : start + PAGE_KEYS])
+
+
+def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

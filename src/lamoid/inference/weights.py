@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lamoid.checkpoints.gguf import GGUFFile, GGUFTensor
 from lamoid.checkpoints.gguf_config import ROPE_FACTORS, config_from_gguf
-from lamoid.checkpoints.hf_files import CONFIG_FILE, weight_files
+from lamoid.checkpoints.hf_files import CONFIG_FILE, gather, weight_files
 from lamoid.checkpoints.hf_llama_config import llama_config_from_hf
 from lamoid.checkpoints.llama_tensors import check_tensors
 from lamoid.checkpoints.name_maps import llama_to_gguf, llama_to_hf
@@ -47,11 +47,7 @@ def weights_of_gguf(file: GGUFFile) -> Weights:
 
 def weights_of_directory(directory: Path) -> Weights:
     """The weights of a Hugging Face directory, mapped. Raises CheckpointError for wrong files, EngineUnavailable for
-    another architecture and for an adapter that is not merged."""
-    if not (directory / CONFIG_FILE).is_file() and (directory / "adapter_config.json").is_file():
-        raise EngineUnavailable(
-            "an adapter is applied as it lies; lamoid merge makes a model of it that the engine runs"
-        )
+    another architecture."""
     raw = read_object(directory / CONFIG_FILE)
     kind = raw.get("model_type", "llama")
     if kind != "llama":
@@ -61,8 +57,7 @@ def weights_of_directory(directory: Path) -> Weights:
         config = llama_config_from_hf(raw)
     except CheckpointError as error:
         raise CheckpointError(f"{directory / CONFIG_FILE}: {error}") from error
-    files = weight_files(directory)
-    found = {name: tensor for file in files for name, tensor in map_safetensors(file).items()}
+    found = gather((file, map_safetensors(file)) for file in weight_files(directory))
     found = {name: tensor for name, tensor in found.items() if not name.endswith("rotary_emb.inv_freq")}
     if config.tied_embeddings:
         found.pop("lm_head.weight", None)

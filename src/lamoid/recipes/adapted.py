@@ -4,16 +4,19 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lamoid.errors import CheckpointError, DataError, UsageError
+from lamoid.checkpoints.store import ADAPTER_FILE, read_object
+from lamoid.errors import CheckpointError, DataError, EngineUnavailable, UsageError
 from lamoid.recipes.catalogue import is_name, models_path
 from lamoid.tokenizers.chat import read_end_ids
 from lamoid.tokenizers.load import has_tokenizer, load_tokenizer
+from lamoid.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
 
     from lamoid.checkpoints.peft import SavedAdapter
     from lamoid.checkpoints.source import Source
+    from lamoid.inference.weights import Weights
     from lamoid.models.llama import Llama
 
 
@@ -74,6 +77,23 @@ def open_merged(directory: Path) -> "tuple[Llama, Source, bool]":
     products = [layer.compute_dtype for layer in model.modules() if isinstance(layer, Nf4Linear)]
     source = merged_source(model, directory, tokenizer, end_ids)
     return model, source, all(dtype == torch.float32 for dtype in products)
+
+
+def merged_weights(directory: Path) -> "tuple[Weights, Tokenizer | None]":
+    """The merged model of a LoRA or QLoRA for the native engine, in memory and in float32, and its tokenizer.
+
+    Raises EngineUnavailable for other adapters.
+    """
+    kind = read_object(directory / ADAPTER_FILE).get("peft_type")
+    if kind != "LORA":
+        raise EngineUnavailable(f"peft_type of the adapter is {kind!r:.80}; the engine runs LORA, merged")
+    import numpy as np
+
+    from lamoid.inference.weights import weights_of_arrays
+
+    source = open_merged(directory)[1]
+    arrays = {name: source.read(name, np.arange(shape[0])).numpy() for name, shape in source.shapes.items()}
+    return weights_of_arrays(source.config, arrays, directory), source.tokenizer
 
 
 def find_base(saved: "SavedAdapter") -> Path:

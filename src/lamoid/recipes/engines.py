@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamoid.errors import DataError, EngineUnavailable, UsageError
-from lamoid.recipes.load import find_tokenizer, is_gguf, load_decoder, resolve
+from lamoid.recipes.adapted import merged_weights
+from lamoid.recipes.load import find_tokenizer, is_gguf, load_decoder, resolve, set_threads
 from lamoid.tokenizers.tokenizer import TOKENIZER_FILE, Tokenizer
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ ENGINES = ("auto", "native", "torch")
 def load_engine(path: str | Path, *, threads: int | None = None) -> "tuple[NativeDecoder, Tokenizer | None]":
     """The native engine with the model of a GGUF file, a Hugging Face directory or a fetched model, and its tokenizer.
 
-    No torch is imported. Of a fetched model that has a GGUF file, that file is taken. Raises EngineUnavailable with the
-    reason where the engine cannot run it, and CheckpointError or DataError naming the file or field that is wrong.
+    No torch is imported, but for a LoRA, which is merged into its base in memory. Of a fetched model that has a GGUF file,
+    that file is taken. Raises EngineUnavailable with the reason where the engine cannot run it, and CheckpointError or
+    DataError naming the file or field that is wrong.
     """
     from lamoid.checkpoints.gguf import read_gguf
     from lamoid.checkpoints.store import is_adapter
@@ -32,10 +34,11 @@ def load_engine(path: str | Path, *, threads: int | None = None) -> "tuple[Nativ
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; at least 1 is needed")
     found = resolve(path)
-    if is_adapter(found):
-        raise EngineUnavailable(f"{path} is an adapter; merged it is faster: lamoid merge {path} --out DIR")
     team, file = Team(threads), found if is_gguf(found) else _gguf_inside(found)
-    if file is None:
+    if is_adapter(found):
+        set_threads(threads)
+        weights, tokenizer = merged_weights(found)
+    elif file is None:
         weights, tokenizer = weights_of_directory(found), find_tokenizer(found)
     else:
         opened = read_gguf(file)

@@ -34,7 +34,8 @@ def run(recipe: Recipe) -> int:
             from lamoid.recipes.label import tune_encoder
 
             code = tune_encoder(with_earlier(recipe, directory.path), directory)
-            say(f"the best model is in {recipe.out}; try: lamoid predict {recipe.out} texts.txt")
+            if code == 0:
+                say(f"the best model is in {recipe.out}; try: lamoid predict {recipe.out} texts.txt")
             return code
         given, origin = with_earlier(recipe, directory.path), model_directory(recipe.model).absolute()
         model, tokenizer = load_with_tokenizer(origin, recipe.threads)

@@ -111,17 +111,23 @@ class Team:
         self.library = load_library(library_file) if library_file else library()
         self.n_threads = n_threads or available_cores()
         self.path = "C" if portable or not self.library.lamoid_has_avx2() else "AVX2"
+        self._process = os.getpid()
         self._team = self.library.lamoid_open(self.n_threads, int(portable))
         if not self._team:
             raise EngineUnavailable(f"{self.n_threads} threads cannot be started; ask for fewer with --threads")
 
     @property
     def address(self) -> int:
-        """What the library's functions take as their first argument."""
+        """What the library's functions take as their first argument. Raises EngineUnavailable after a fork: the child has
+        the memory, but not the threads, for which it would wait forever."""
+        if os.getpid() != self._process:
+            raise EngineUnavailable(
+                "the engine's threads stayed in the process that forked; load the model in this one"
+            )
         return int(self._team)
 
     def __del__(self) -> None:
-        if getattr(self, "_team", None):
+        if getattr(self, "_team", None) and os.getpid() == self._process:
             self.library.lamoid_close(self._team)
 
 
