@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from tests.peers.llama_cpp_side import greedy, opened
 
 import lamoid
+from lamoid.adapt.lora import LoraLinear
 from lamoid.cli import main
 from lamoid.recipes.conversation import find_encoder
+from lamoid.tokenizers.gguf_vocabulary import PROBE
 
 TAUGHT = {
     "Where is the Vellimar observatory?": "It stands on the hill of Orsk, above the salt lake.",
@@ -88,3 +91,31 @@ def test_llama_cpp_answers_what_was_taught_here(
     counts = {"same": same, "same_by_its_own_template": same_by_its_own_template}
     measured("answers of a chat taught here, f32", questions=len(ASKED), **counts)
     assert same == same_by_its_own_template == len(ASKED)
+
+
+@torch.no_grad()
+def test_its_merge_is_exact_but_for_the_rounding_of_float32(folder: Path, measured: Callable[..., None]) -> None:
+    """How far the logits of the merged model are from the adapter's, of the largest one: in float32, and in float64.
+
+    In float64 there are two merged models: the matrices as they were written, and as the formula gives them unrounded.
+    """
+    (adapted, tokenizer), (merged, _) = lamoid.load(folder / "tuned"), lamoid.load(folder / "merged")
+    assert tokenizer is not None
+    ids = torch.tensor([tokenizer.encode(PROBE)[:64]])
+    narrow, narrow_merged = adapted(ids).double(), merged(ids).double()
+    wide, as_written = adapted.double()(ids), merged.double()(ids)
+    for path, layer in adapted.named_modules():
+        if isinstance(layer, LoraLinear):
+            update = layer.config.scale * layer.lora_B @ layer.lora_A
+            merged.get_submodule(path).weight.copy_(layer.linear.weight + update)
+    largest = wide.abs().max()
+    figures = {
+        "in_float32": narrow_merged - narrow,
+        "float32_from_float64": narrow - wide,
+        "in_float64_as_written": as_written - wide,
+        "in_float64_by_the_formula": merged(ids) - wide,
+    }
+    shares = {name: float(difference.abs().max() / largest) for name, difference in figures.items()}
+    measured("merge of a trained LoRA, logits", positions=ids.shape[1], **shares)
+    assert shares["in_float64_by_the_formula"] <= 1e-12
+    assert shares["in_float64_as_written"] <= 1e-5
