@@ -60,6 +60,10 @@ class Agreement:
         return self.same / self.positions
 
     @property
+    def share_where_clear(self) -> float:
+        return self.same_where_clear / self.clear
+
+    @property
     def kl(self) -> float:
         """Mean KL divergence of the other model from the reference, in nats."""
         return self.nats / self.positions
@@ -103,10 +107,7 @@ def test_forced_text_is_as_likely_as_here(
     file, with which it rounds nothing, has the same weights to the bit, and the same most likely tokens.
     """
     dtype, file = converted
-    copy = file.with_name("f32.gguf")
-    if not copy.is_file():
-        write_in_f32(file, copy)
-        assert_same_weights(file, copy)
+    copy = copy_in_f32(file)
     model, tokenizer = lamoid.load(file, dtype=torch.float32)
     assert tokenizer is not None
     ids, formats = tokenizer.encode(TEXTS[language]), open_model(file).formats
@@ -123,7 +124,7 @@ def test_forced_text_is_as_likely_as_here(
         f"{language} prose, {dtype}",
         positions=len(ids),
         same_most_likely_token=as_it_is.share,
-        same_where_clear=as_it_is.same_where_clear / as_it_is.clear,
+        same_where_clear=as_it_is.share_where_clear,
         mean_kl=as_it_is.kl,
         same_in_f32=in_f32.share,
         mean_kl_in_f32=in_f32.kl,
@@ -131,5 +132,60 @@ def test_forced_text_is_as_likely_as_here(
         mean_kl_in_torch_rounding_alike=rounded.kl,
     )
     assert in_f32.share >= 0.999 and in_f32.kl <= 1e-6
-    assert as_it_is.same_where_clear >= 0.99 * as_it_is.clear
+    assert as_it_is.share_where_clear >= 0.99
     assert as_it_is.kl <= 1.25 * rounded.kl + 1e-6
+
+
+@pytest.mark.parametrize("converted", ["q8_0"], indirect=True)
+def test_the_references_own_greedy_text_is_as_likely_as_here(
+    converted: tuple[str, Path], measured: Callable[..., None]
+) -> None:
+    """Each prompt with what torch continues it with, on the weights in the file; counted behind the prompt.
+
+    llama.cpp and our engine both round what a quantized matrix is multiplied with; torch that rounds alike is beside them.
+    The aim of 99 % is not reached by any of the three, and is by llama.cpp with its F32 copy of the file, which rounds nothing.
+    """
+    _, file = converted
+    model, tokenizer = lamoid.load(file, dtype=torch.float32)
+    assert tokenizer is not None
+    engine, _ = lamoid.load_engine(file, threads=1)
+    formats, greedily = open_model(file).formats, dict(sampling=Sampling(temperature=0), max_new_tokens=NEW_TOKENS)
+    names = ("llama.cpp", "llama.cpp, F32 copy", "engine", "torch that rounds")
+    continued, everywhere = ({name: Agreement() for name in names} for _ in range(2))
+    with opened(file, n_ctx=256) as peer, opened(copy_in_f32(file), n_ctx=256) as in_f32, torch.inference_mode():
+        for prompt in PROMPTS:
+            given = tokenizer.encode(prompt)
+            new = lamoid.generate(model, tokenizer, prompt, **greedily).ids
+            ids = [*given, *new]
+            ours, first = model(torch.tensor([ids]))[0], len(given) - 1
+            assert ours[first:].argmax(dim=-1).tolist()[: len(new)] == new
+            with rounded_activations(model, formats):
+                rounded = model(torch.tensor([ids]))[0]
+            others = (logits(peer, ids), logits(in_f32, ids), torch.from_numpy(engine.logits(ids)), rounded)
+            for name, other in zip(names, others, strict=True):
+                continued[name].add(ours[first:], other[first:])
+                everywhere[name].add(ours, other)
+    for name in names:
+        measured(
+            f"greedy text of the reference, q8_0, {name}",
+            positions=continued[name].positions,
+            same_most_likely_token=continued[name].share,
+            same_where_clear=continued[name].share_where_clear,
+            mean_kl=continued[name].kl,
+            positions_with_the_prompts=everywhere[name].positions,
+            same_with_the_prompts=everywhere[name].share,
+            mean_kl_with_the_prompts=everywhere[name].kl,
+        )
+    assert continued["llama.cpp, F32 copy"].share >= 0.999 and continued["llama.cpp, F32 copy"].kl <= 1e-6
+    for name in ("llama.cpp", "engine"):
+        assert continued[name].share_where_clear >= 0.99
+        assert continued[name].kl <= 1.25 * continued["torch that rounds"].kl
+
+
+def copy_in_f32(file: Path) -> Path:
+    """llama.cpp's own F32 copy of a file, with the same weights; made once."""
+    copy = file.with_name("f32.gguf")
+    if not copy.is_file():
+        write_in_f32(file, copy)
+        assert_same_weights(file, copy)
+    return copy

@@ -1,5 +1,6 @@
 """`lamoid merge`, and adapters as models: what they give before and after, and what is refused."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch import Tensor
 
 import lamoid
 from lamoid.adapt.adapters import AdapterConfig, add_adapters
-from lamoid.adapt.lora import LoraConfig, add_lora
+from lamoid.adapt.lora import LoraConfig, LoraLinear, add_lora
 from lamoid.adapt.nf4 import Nf4Config, quantize_base
 from lamoid.checkpoints import merged
 from lamoid.checkpoints.hf import write_model
@@ -133,6 +134,30 @@ def test_the_weights_are_w_plus_s_b_a(adapter: Callable[..., Path]) -> None:
             torch.testing.assert_close(after[name], weight + 5 / 3**0.5 * b @ a)
         else:
             assert torch.equal(after[name], weight), name
+
+
+@torch.no_grad()
+def test_a_merge_is_exact_but_for_the_rounding_of_float32(adapter: Callable[..., Path]) -> None:
+    """In float64 the formula is the same function, and what was written is each of its weights rounded, and no more.
+
+    A weight has r + 2 roundings of 2⁻²⁴ on its way: s · B, the products and sums of r terms, and the sum with W.
+    """
+    directory, ids = adapter(lora(), SHAPES["grouped"]), some_ids()
+    written = lamoid.load(merge(directory)[0])[0].double()
+    adapted = lamoid.load(directory)[0].double()
+    formula, n_merged = copy.deepcopy(written), 0
+    for path, layer in adapted.named_modules():
+        if isinstance(layer, LoraLinear):
+            update = layer.config.scale * layer.lora_B @ layer.lora_A
+            whole, found = layer.linear.weight + update, written.get_submodule(path).weight
+            terms = layer.linear.weight.abs() + layer.config.scale * layer.lora_B.abs() @ layer.lora_A.abs()
+            assert ((found - whole).abs() <= (layer.config.rank + 3) * 2**-24 * terms).all(), path
+            formula.get_submodule(path).weight.copy_(whole)
+            n_merged += 1
+    assert n_merged == 7 * adapted.config.n_layers
+    expected = adapted(ids)
+    assert (formula(ids) - expected).abs().max() <= 1e-13 * expected.abs().max()
+    assert (written(ids) - expected).abs().max() <= 2e-6 * expected.abs().max()
 
 
 def test_qlora_is_merged_into_the_dequantized_base(adapter: Callable[..., Path]) -> None:
