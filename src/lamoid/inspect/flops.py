@@ -161,7 +161,7 @@ def _at(place: str, work: Work) -> int:
 
 
 @dataclass(frozen=True)
-class _Use:
+class Use:
     """A matrix at its path in the model: tokens that it reads, and whether its input and its output need a gradient."""
 
     matrix: Matrix
@@ -188,13 +188,12 @@ def training_flops(
     nothing is needed.
     """
     flops = forward_flops(parts, work, whole_square=whole_square)
-    begins = method.kind == "full" or (parts.embedding_norm and method.trains_norms)
-    flows = {"source": begins, "target": begins}  # whether the stream needs a gradient
+    flows = flows_at_first(parts, method)
     for stack in parts.stacks:
         for layer in range(stack.n_layers):
             added = 0
             for part in stack.sublayers:
-                uses = _uses(parts, part, stack, work, method, f"{stack.path}.{layer}.", flows)
+                uses = uses_of(parts, part, stack, work, method, f"{stack.path}.{layer}.", flows)
                 added += sum(_added_flops(method, use) for use in uses)
                 flops += sum(_backward_flops(method, use) for use in uses)
                 square = _attention_flops(part.heads, stack, work, whole_square)
@@ -206,12 +205,18 @@ def training_flops(
     return flops + _head_backward(parts, work, method, needs=flows["target"] or method.trains_norms)
 
 
-def _uses(
+def flows_at_first(parts: Anatomy, method: Method) -> dict[str, bool]:
+    """Whether the embeddings of either side need a gradient, so that the first block's input does."""
+    begins = method.kind == "full" or (parts.embedding_norm and method.trains_norms)
+    return {"source": begins, "target": begins}
+
+
+def uses_of(
     parts: Anatomy, part: Sublayer, stack: Stack, work: Work, method: Method, prefix: str, flows: dict[str, bool]
-) -> list[_Use]:
+) -> list[Use]:
     """The matrices of a sublayer in order; each but the last reads the stream behind its norm, or the memory."""
     stream = flows[stack.side] or (parts.norm_place == "pre" and method.trains_norms)
-    uses: list[_Use] = []
+    uses: list[Use] = []
     for matrix in part.matrices:
         path, tokens = prefix + matrix.path, _tokens(part, matrix, stack, work)
         reads_memory = part.heads is not None and part.heads.is_cross and matrix in part.first[1:]
@@ -219,18 +224,18 @@ def _uses(
         if matrix is part.last:
             x_needs = any(use.y_needs for use in uses)
         is_trained = method.kind == "full" or method.adapts(path) or method.adapts_behind(path)
-        uses.append(_Use(matrix, path, tokens, x_needs, x_needs or is_trained))
+        uses.append(Use(matrix, path, tokens, x_needs, x_needs or is_trained))
     return uses
 
 
-def _added_flops(method: Method, use: _Use) -> int:
+def _added_flops(method: Method, use: Use) -> int:
     """Forward operations of what a method puts beside or behind a matrix."""
     if method.adapts(use.path):
         return 2 * use.tokens * _lora(method, use.matrix)
     return 4 * use.tokens * use.matrix.n_out * method.bottleneck if method.adapts_behind(use.path) else 0
 
 
-def _backward_flops(method: Method, use: _Use) -> int:
+def _backward_flops(method: Method, use: Use) -> int:
     """dx and dW of a matrix, and of what the method adds to it."""
     n, matrix = use.tokens, use.matrix
     flops = 2 * n * matrix.n_in * matrix.n_out * (use.x_needs + (method.kind == "full"))
@@ -249,7 +254,7 @@ def _attention_products(needs: list[bool], *, recomputed: bool) -> int:
     return 5 if recomputed else (q or k) + q + k + v
 
 
-def _last_product(method: Method, use: _Use) -> int:
+def _last_product(method: Method, use: Use) -> int:
     """Operations of the last product in a block, which checkpointing need not make again."""
     n_in = use.matrix.n_in
     if method.adapts(use.path):
