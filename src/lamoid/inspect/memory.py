@@ -116,12 +116,13 @@ def _sublayer(
     if is_joined and uses[0].x_needs and len(uses) > 2:  # a copy of the weights, on top of each other
         is_cross = part.heads is not None and part.heads.is_cross
         kept += sum(use.matrix.n_in * use.matrix.n_out for use in uses[is_cross:-1])
-    if part.heads is not None and any(use.y_needs for use in uses[:-1]):
-        kept += _attention(parts, part.heads, n, work, is_joined, packed)
-        is_copied = parts.rope or _keeps_scores(parts)  # elsewhere the kernel's output lies as the last matrix reads it
-        kept += n * width if reads[-1] and is_copied else 0
+    needs = any(use.y_needs for use in uses[:-1])
     if part.heads is None:
-        kept += n * width * _between(part.activation, any(use.y_needs for use in uses[:-1]), reads[-1])
+        kept += n * width * _between(part.activation, needs, reads[-1])
+    else:
+        kept += _attention(parts, part.heads, n, work, is_joined, packed) if needs else 0
+        is_copied = parts.rope or _keeps_scores(parts) or not needs  # else the kernel's output lies as it is read
+        kept += n * width if reads[-1] and is_copied else 0
     kept += n * d_model if parts.dropout else 0  # what is dropped
     if method.adapts_behind(uses[-1].path):
         kept += n * (d_model + 2 * method.bottleneck)  # the adapter's input, and both sides of its GELU
