@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.inspect.test_flops import LLAMA, METHODS, ROWS, TOKENS, V, adapt, decoder_batch
 
 from lamoid.data.packed import Batch
 from lamoid.data.padded import EncoderBatch
@@ -21,7 +22,6 @@ from lamoid.nn.losses import IGNORED
 from lamoid.training.encoder_objectives import masked_tokens
 from lamoid.training.objectives import next_token, target_tokens
 from lamoid.training.optim import make_optimizer
-from tests.inspect.test_flops import LLAMA, METHODS, ROWS, TOKENS, V, adapt, decoder_batch
 
 MHA = replace(LLAMA, n_heads=5, n_kv_heads=5)
 

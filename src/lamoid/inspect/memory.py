@@ -171,9 +171,7 @@ def _at_the_ends(parts: Anatomy, work: Work, method: Method, packed: bool) -> in
     norm = d_model + (2 if parts.norm == "layernorm" else 1)
     sides = sum(work.tokens_of(side) for side in {stack.side for stack in parts.stacks})
     kept = sides * d_model if parts.embedding_dropout else 0
-    if parts.embedding_norm and method.kind == "full":
-        kept += sides * norm
-    elif parts.other_norms:
+    if parts.other_norms:
         kept += sides * norm
     if parts.rope:
         kept += (n if packed else work.tokens) * parts.heads()[0].head_dim

@@ -5,6 +5,7 @@ Every training verb goes through `fit`; they differ in the model, the batches an
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +25,37 @@ from lamoid.training.optim import make_optimizer, make_schedule
 BYTES_PER_PARAMETER = 12  # weights and Adam's two moments in fp32
 
 
-def fit(
-    s: TrainingSettings,
-    directory: RunDirectory,
-    model: nn.Module,
-    form: Form,
-    batches: Batches,
-    objective: Objective,
-    *,
-    evaluate: Evaluate,
-    sample: Callable[[], str] | None,
-    identity: dict[str, Any],
-) -> int:
-    """Train to the end, to the patience's end, or to a signal; returns the exit code. Goes on from the newest checkpoint.
+@dataclass(frozen=True)
+class Training:
+    """A run that could begin: every setting filled in, the model as it will be trained, and how it lies on disk.
 
     `evaluate(should_stop)` scores the model on held-out data, or returns None when it was stopped; `identity` holds
-    what must not differ on resume.
+    what must not differ on resume; `n_epochs` are the passes through the data; `compare` says what a finished run
+    gained.
     """
+
+    settings: TrainingSettings
+    model: nn.Module
+    form: Form
+    batches: Batches
+    objective: Objective
+    evaluate: Evaluate
+    sample: Callable[[], str] | None
+    identity: dict[str, Any]
+    n_epochs: float
+    hint: str = ""
+    compare: Callable[[], object] | None = None
+
+
+def fit(training: Training, directory: RunDirectory) -> int:
+    """Train to the end, to the patience's end, or to a signal; returns the exit code. Goes on from the newest checkpoint."""
+    s, model, form, identity, sample = (
+        training.settings,
+        training.model,
+        training.form,
+        training.identity,
+        training.sample,
+    )
     max_steps, eval_every, sample_every = s.max_steps, s.eval_every, s.sample_every
     assert max_steps and eval_every and s.learning_rate and s.schedule and s.warmup_steps is not None
     optimizer = make_optimizer(
@@ -68,7 +83,7 @@ def fit(
 
     def evaluate_and_save() -> bool:
         """Returns whether the patience is at its end."""
-        result = evaluate(interrupted)
+        result = training.evaluate(interrupted)
         standing.evaluated = result is not None
         if result is None:
             return False
@@ -101,8 +116,8 @@ def fit(
         if not out_of_patience:
             train(
                 model,
-                batches,
-                objective,
+                training.batches,
+                training.objective,
                 optimizer,
                 schedule=make_schedule(s.schedule, s.learning_rate, s.warmup_steps, max_steps),
                 max_steps=max_steps,

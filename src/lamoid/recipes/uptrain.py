@@ -22,6 +22,7 @@ from lamoid.training.metrics import METRICS_FILE
 if TYPE_CHECKING:
     from lamoid.checkpoints.run_directory import RunDirectory
     from lamoid.models.llama import Llama
+    from lamoid.recipes.fit import Training
     from lamoid.tokenizers.tokenizer import Tokenizer
 
 EVAL_BYTES = 50_000
@@ -67,31 +68,31 @@ def plan(s: S, model: "Llama", tokenizer: "Tokenizer", notify: Callable[[str], o
     return chosen, text
 
 
-def uptrain(s: UptrainSettings, directory: "RunDirectory", model: "Llama", text: PreparedText) -> int:
-    """Train the changed model in a run directory, through the same loop as pretraining; returns the exit code."""
+def ready(s: UptrainSettings, model: "Llama", text: PreparedText) -> "Training":
+    """The training of the changed model, through the same loop as pretraining."""
     import torch
 
     from lamoid.data.packed import PackedRows
     from lamoid.recipes.complete import sample
     from lamoid.recipes.evaluation import on_text
-    from lamoid.recipes.fit import fit
+    from lamoid.recipes.fit import Training
     from lamoid.recipes.load import check_device
     from lamoid.recipes.resume import identity, whole_model
     from lamoid.training.objectives import next_token
 
-    assert s.context and s.batch_rows
+    assert s.context and s.batch_rows and s.max_steps
     model.gradient_checkpointing = s.gradient_checkpointing
     model.to(dtype=getattr(torch, s.dtype), device=check_device(s.device))
-    return fit(
+    return Training(
         s,
-        directory,
         model,
         whole_model(model, text.tokenizer),
         PackedRows(text.tokens, s.context, s.batch_rows, s.seed),
         next_token,
-        evaluate=on_text(model, *text.heldout_documents(EVAL_BYTES), s.context),
-        sample=lambda: sample(model, text.tokenizer, s.prompt),
-        identity=identity(s, text.key, text.tokenizer),
+        on_text(model, *text.heldout_documents(EVAL_BYTES), s.context),
+        lambda: sample(model, text.tokenizer, s.prompt),
+        identity(s, text.key, text.tokenizer),
+        n_epochs=s.max_steps * s.context * s.batch_rows * s.accumulate / len(text.tokens),
     )
 
 
