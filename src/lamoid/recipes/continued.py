@@ -21,10 +21,6 @@ COMPARED_BYTES = 30_000
 
 def begin(recipe: PretrainSettings) -> "tuple[Llama | None, Tokenizer | None]":
     """The model of --init and its tokenizer, nothing where a new model is wanted."""
-    if recipe.grow_vocab < 0 or (recipe.grow_vocab and not recipe.init):
-        raise UsageError(
-            f"grow_vocab is {recipe.grow_vocab}; it must be 0, or tokens to add to the tokenizer of --init"
-        )
     if not recipe.init:
         return None, None
     if recipe.model != "auto" or recipe.tokenizer:

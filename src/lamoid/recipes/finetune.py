@@ -9,7 +9,7 @@ from lamoid.recipes.recipe import say
 from lamoid.recipes.settings import FinetuneSettings
 
 if TYPE_CHECKING:
-    from lamoid.recipes.fit import Training
+    from lamoid.recipes.ready import Training
 
 
 @dataclass(frozen=True)

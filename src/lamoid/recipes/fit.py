@@ -3,48 +3,19 @@
 Every training verb goes through `fit`; they differ in the model, the batches and the objective that they hand over.
 """
 
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from lamoid.checkpoints.run_directory import RunDirectory
 from lamoid.checkpoints.store import atomic_file
-from lamoid.recipes.evaluation import Evaluate
+from lamoid.recipes.forecast import compare, forecast, remembered
+from lamoid.recipes.ready import BYTES_PER_PARAMETER, Training
 from lamoid.recipes.recipe import dump
-from lamoid.recipes.resume import RECIPE_FILE, Form, Standing, read_checkpoint, write_checkpoint
-from lamoid.recipes.settings import TrainingSettings
+from lamoid.recipes.resume import RECIPE_FILE, Standing, read_checkpoint, write_checkpoint
 from lamoid.training.interrupt import Interrupt
-from lamoid.training.loop import Batches, Objective, Progress, StepReport, train
-from lamoid.training.metrics import Display, MetricsLog, step_record
+from lamoid.training.loop import Progress, StepReport, train
+from lamoid.training.metrics import Display, MetricsLog, peak_memory_bytes, step_record
 from lamoid.training.optim import make_optimizer, make_schedule
-
-BYTES_PER_PARAMETER = 12  # weights and Adam's two moments in fp32
-
-
-@dataclass(frozen=True)
-class Training:
-    """A run that could begin: every setting filled in, the model as it will be trained, and how it lies on disk.
-
-    `evaluate(should_stop)` scores the model on held-out data, or returns None when it was stopped; `identity` holds
-    what must not differ on resume; `n_epochs` are the passes through the data; `compare` says what a finished run
-    gained.
-    """
-
-    settings: TrainingSettings
-    model: nn.Module
-    form: Form
-    batches: Batches
-    objective: Objective
-    evaluate: Evaluate
-    sample: Callable[[], str] | None
-    identity: dict[str, Any]
-    n_epochs: float
-    hint: str = ""
-    compare: Callable[[], object] | None = None
 
 
 def fit(training: Training, directory: RunDirectory) -> int:
@@ -74,6 +45,7 @@ def fit(training: Training, directory: RunDirectory) -> int:
         temporary.write_text(dump(s), encoding="utf-8")
     display, log = Display(max_steps, standing.progress.step), MetricsLog(directory.path, standing.progress.step)
     interrupted, began_at = Interrupt(), standing.progress.position
+    predicted, seconds = forecast(training, remembered(training)), list[float]()
 
     def save(*, show: bool) -> None:
         def write(folder: Path) -> None:
@@ -102,6 +74,7 @@ def fit(training: Training, directory: RunDirectory) -> int:
         log.write(**step_record(report, standing.progress.tokens), position=began_at)
         began_at = standing.progress.position
         display.step(report)
+        seconds.append(report.seconds)
         step = standing.progress.step
         if sample is not None and sample_every and step % sample_every == 0 and step < max_steps:
             display.note(f"sample: {sample()}")
@@ -130,4 +103,6 @@ def fit(training: Training, directory: RunDirectory) -> int:
         if interrupted():
             save(show=standing.best is None)
             display.note(f"stopped at step {standing.progress.step:,}; the same command goes on from there")
+        for line in compare(predicted, peak_memory_bytes(), sum(seconds), len(seconds)):
+            display.note(line)
     return interrupted.exit_code

@@ -18,9 +18,9 @@ from lamoid.inspect.batch_view import view_batch
 from lamoid.models.llama import Llama
 from lamoid.recipes.conversation import find_encoder, find_end_ids
 from lamoid.recipes.evaluation import on_answers
-from lamoid.recipes.fit import Training
 from lamoid.recipes.load import check_device, load_with_tokenizer, model_directory
 from lamoid.recipes.methods import LEARNING_RATES, adapt, describe, form_of
+from lamoid.recipes.ready import Training
 from lamoid.recipes.resume import identity
 from lamoid.recipes.settings import FinetuneSettings
 from lamoid.recipes.sizes import fill_course

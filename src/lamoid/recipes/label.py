@@ -18,9 +18,9 @@ from lamoid.errors import DataError, UsageError
 from lamoid.models.heads import Encoder, HeadedEncoder, PooledEncoder, SequenceHead, TokenHead, attach_head
 from lamoid.nn.losses import IGNORED
 from lamoid.recipes.evaluation import Evaluate, Evaluation, evaluating, mean_loss
-from lamoid.recipes.fit import Training
 from lamoid.recipes.load import check_device, load, model_directory, set_threads
 from lamoid.recipes.methods import LEARNING_RATES, adapt, describe, form_of
+from lamoid.recipes.ready import Training
 from lamoid.recipes.resume import identity
 from lamoid.recipes.settings import FinetuneSettings
 from lamoid.recipes.sizes import fill_course

@@ -16,9 +16,9 @@ from lamoid.models.heads import HeadedEncoder, MLMHead, PooledEncoder, Pretraini
 from lamoid.nn.losses import IGNORED
 from lamoid.recipes.choose import ENCODERS
 from lamoid.recipes.evaluation import evaluating, on_masked
-from lamoid.recipes.fit import Training
 from lamoid.recipes.load import check_device, load, load_named_tokenizer
 from lamoid.recipes.prepare import HELDOUT_FOLDER, TOKENS_FILE, PreparedText, measure, prepare, store_path
+from lamoid.recipes.ready import Training
 from lamoid.recipes.resume import identity, whole_model
 from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, fill_course

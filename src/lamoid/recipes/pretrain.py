@@ -9,7 +9,7 @@ from lamoid.recipes.recipe import say
 from lamoid.recipes.settings import PretrainSettings
 
 if TYPE_CHECKING:
-    from lamoid.recipes.fit import Training
+    from lamoid.recipes.ready import Training
 
 EVAL_BYTES = 50_000
 
@@ -50,8 +50,8 @@ def ready(recipe: PretrainSettings) -> "Training":
     from lamoid.recipes.complete import sample
     from lamoid.recipes.continued import begin, compare, grown
     from lamoid.recipes.evaluation import on_text
-    from lamoid.recipes.fit import Training
     from lamoid.recipes.load import check_device, set_threads
+    from lamoid.recipes.ready import Training
     from lamoid.recipes.resume import identity, whole_model
     from lamoid.training.objectives import next_token
 

@@ -13,8 +13,8 @@ from lamoid.errors import DataError, MissingExtra, UsageError
 from lamoid.inference.beam import Hypothesis, translate
 from lamoid.models.transformer import PRESETS, Transformer
 from lamoid.recipes.evaluation import on_pairs
-from lamoid.recipes.fit import Training
 from lamoid.recipes.load import check_device, load, load_named_tokenizer
+from lamoid.recipes.ready import Training
 from lamoid.recipes.resume import identity, whole_model
 from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, fill_course

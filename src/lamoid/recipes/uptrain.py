@@ -13,7 +13,7 @@ from lamoid.errors import DataError, UsageError
 from lamoid.recipes.choose import CONTINUED_CONTEXT, CONTINUED_LEARNING_RATE
 from lamoid.recipes.load import is_gguf, resolve
 from lamoid.recipes.prepare import PreparedText, measure, prepare
-from lamoid.recipes.recipe import load
+from lamoid.recipes.recipe import load, say
 from lamoid.recipes.resume import RECIPE_FILE
 from lamoid.recipes.settings import UptrainSettings
 from lamoid.recipes.sizes import fill_course
@@ -22,7 +22,7 @@ from lamoid.training.metrics import METRICS_FILE
 if TYPE_CHECKING:
     from lamoid.checkpoints.run_directory import RunDirectory
     from lamoid.models.llama import Llama
-    from lamoid.recipes.fit import Training
+    from lamoid.recipes.ready import Training
     from lamoid.tokenizers.tokenizer import Tokenizer
 
 EVAL_BYTES = 50_000
@@ -75,8 +75,8 @@ def ready(s: UptrainSettings, model: "Llama", text: PreparedText) -> "Training":
     from lamoid.data.packed import PackedRows
     from lamoid.recipes.complete import sample
     from lamoid.recipes.evaluation import on_text
-    from lamoid.recipes.fit import Training
     from lamoid.recipes.load import check_device
+    from lamoid.recipes.ready import Training
     from lamoid.recipes.resume import identity, whole_model
     from lamoid.training.objectives import next_token
 
@@ -94,6 +94,16 @@ def ready(s: UptrainSettings, model: "Llama", text: PreparedText) -> "Training":
         identity(s, text.key, text.tokenizer),
         n_epochs=s.max_steps * s.context * s.batch_rows * s.accumulate / len(text.tokens),
     )
+
+
+def ready_to_convert(given: Any) -> "Training":
+    """The training of `lamoid gqa` with these settings, its model converted."""
+    from lamoid.adapt.gqa import group_kv_heads
+    from lamoid.recipes.load import load_with_tokenizer
+
+    model, tokenizer = load_with_tokenizer(given.model, given.threads)
+    s, text = plan(given, model, tokenizer, say)
+    return ready(s, group_kv_heads(model, s.kv_heads, pooling=s.pooling, seed=s.seed), text)
 
 
 def is_finished(s: UptrainSettings, directory: "RunDirectory") -> bool:
