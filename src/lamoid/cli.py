@@ -15,6 +15,7 @@ VERBS = {
     "pretrain": ("lamoid.recipes.pretrain", "train a model on raw text, from the beginning"),
     "finetune": ("lamoid.recipes.finetune", "teach a model from examples: all weights, LoRA, QLoRA, adapters"),
     "predict": ("lamoid.recipes.predict", "classes, tags or answers from a fine-tuned encoder"),
+    "plan": ("lamoid.recipes.plan", "memory, time and size of pretrain, finetune or gqa, before it begins"),
     "explain-batch": (
         "lamoid.recipes.explain_batch",
         "show which tokens of a real batch are trained, and what looks wrong",
@@ -70,7 +71,8 @@ def _dispatch(words: list[str]) -> int:
             from lamoid.recipes.recipe import parse
 
             module = importlib.import_module(module_name)
-            recipe = parse(module.Recipe, words[len(verb_words) :], f"lamoid {verb}")
+            rest, program = words[len(verb_words) :], f"lamoid {verb}"
+            recipe = module.read(rest, program) if hasattr(module, "read") else parse(module.Recipe, rest, program)
             return int(module.run(recipe) or 0)
     raise UsageError(f"{' '.join(words[:2])!r} is no verb; known are {', '.join(VERBS)} (see lamoid --help)")
 

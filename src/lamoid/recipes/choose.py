@@ -90,7 +90,11 @@ def build(config: LlamaConfig | GPT2Config) -> Llama | GPT2:
 
 
 def kind_of(recipe: PretrainSettings) -> Literal["decoder", "encoder", "transformer"]:
-    """What is to be trained: by the name of --model, or by what lies in --init."""
+    """What is to be trained: by the name of --model, or by what lies in --init. Raises UsageError for --grow-vocab without it."""
+    if recipe.grow_vocab < 0 or (recipe.grow_vocab and not recipe.init):
+        raise UsageError(
+            f"grow_vocab is {recipe.grow_vocab}; it must be 0, or tokens to add to the tokenizer of --init"
+        )
     config = PRESETS.get(recipe.model) or _OTHERS.get(recipe.model)
     if recipe.init and not is_gguf(recipe.init):
         config = read_config(model_directory(recipe.init))

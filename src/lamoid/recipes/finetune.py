@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lamoid.errors import UsageError
 from lamoid.recipes.recipe import say
 from lamoid.recipes.settings import FinetuneSettings
+
+if TYPE_CHECKING:
+    from lamoid.recipes.ready import Training
 
 
 @dataclass(frozen=True)
@@ -16,13 +20,9 @@ class Recipe(FinetuneSettings):
 def run(recipe: Recipe) -> int:
     """Read the data, adapt the model, fill in what was not given, train, and say where the result lies."""
     from lamoid.checkpoints.run_directory import RunDirectory
-    from lamoid.recipes.evaluation import on_answers
     from lamoid.recipes.fit import fit
-    from lamoid.recipes.instruct import answer, choose, read_data, show_first
-    from lamoid.recipes.load import check_device, keep_apart, load_with_tokenizer, model_directory
-    from lamoid.recipes.methods import adapt, describe, form_of
-    from lamoid.recipes.resume import identity, with_earlier
-    from lamoid.training.objectives import next_token
+    from lamoid.recipes.load import keep_apart
+    from lamoid.recipes.resume import with_earlier
 
     if not recipe.model or not recipe.data or not recipe.out:
         raise UsageError(
@@ -30,35 +30,15 @@ def run(recipe: Recipe) -> int:
         )
     keep_apart(recipe.model, recipe.out)
     with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
-        if recipe.task != "chat":
-            from lamoid.recipes.label import tune_encoder
-
-            code = tune_encoder(with_earlier(recipe, directory.path), directory)
-            if code == 0:
-                say(f"the best model is in {recipe.out}; try: lamoid predict {recipe.out} texts.txt")
-            return code
-        given, origin = with_earlier(recipe, directory.path), model_directory(recipe.model).absolute()
-        model, tokenizer = load_with_tokenizer(origin, recipe.threads)
-        data = read_data(given, origin, tokenizer, model.config.max_seq_len, say)
-        show_first(data, tokenizer, say)
-        chosen = choose(given, data)
-        adapt(model.to(check_device(chosen.device)), chosen)
-        model.gradient_checkpointing = chosen.gradient_checkpointing
-        say(f"method: {chosen.method}; {describe(model)}")
-        say(
-            f"schedule: {chosen.max_steps:,} steps; an epoch has {data.training.rows_per_epoch:,} rows of {chosen.context}"
-        )
-        code = fit(
-            chosen,
-            directory,
-            model,
-            form_of(chosen.method, model, tokenizer, origin),
-            data.training,
-            next_token,
-            evaluate=on_answers(model, data.heldout),
-            sample=lambda: answer(model, tokenizer, data),
-            identity=identity(chosen, data.key, tokenizer),
-        )
+        training = ready(with_earlier(recipe, directory.path))
+        code = fit(training, directory)
     if code == 0:
-        say(f"the best model is in {recipe.out}; try: lamoid chat {recipe.out}")
+        say(f"the best model is in {recipe.out}; try: {training.hint}")
     return code
+
+
+def ready(recipe: FinetuneSettings) -> "Training":
+    """The run of these settings, up to its first step: data read, settings filled in, model adapted."""
+    from lamoid.recipes import instruct, label
+
+    return (instruct if recipe.task == "chat" else label).ready(recipe, say)

@@ -3,44 +3,30 @@
 Every training verb goes through `fit`; they differ in the model, the batches and the objective that they hand over.
 """
 
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from lamoid.checkpoints.run_directory import RunDirectory
 from lamoid.checkpoints.store import atomic_file
-from lamoid.recipes.evaluation import Evaluate
+from lamoid.recipes.forecast import compare, forecast, remembered
+from lamoid.recipes.ready import BYTES_PER_PARAMETER, Training
 from lamoid.recipes.recipe import dump
-from lamoid.recipes.resume import RECIPE_FILE, Form, Standing, read_checkpoint, write_checkpoint
-from lamoid.recipes.settings import TrainingSettings
+from lamoid.recipes.resume import RECIPE_FILE, Standing, read_checkpoint, write_checkpoint
 from lamoid.training.interrupt import Interrupt
-from lamoid.training.loop import Batches, Objective, Progress, StepReport, train
-from lamoid.training.metrics import Display, MetricsLog, step_record
+from lamoid.training.loop import Progress, StepReport, train
+from lamoid.training.metrics import Display, MetricsLog, peak_memory_bytes, step_record
 from lamoid.training.optim import make_optimizer, make_schedule
 
-BYTES_PER_PARAMETER = 12  # weights and Adam's two moments in fp32
 
-
-def fit(
-    s: TrainingSettings,
-    directory: RunDirectory,
-    model: nn.Module,
-    form: Form,
-    batches: Batches,
-    objective: Objective,
-    *,
-    evaluate: Evaluate,
-    sample: Callable[[], str] | None,
-    identity: dict[str, Any],
-) -> int:
-    """Train to the end, to the patience's end, or to a signal; returns the exit code. Goes on from the newest checkpoint.
-
-    `evaluate(should_stop)` scores the model on held-out data, or returns None when it was stopped; `identity` holds
-    what must not differ on resume.
-    """
+def fit(training: Training, directory: RunDirectory) -> int:
+    """Train to the end, to the patience's end, or to a signal; returns the exit code. Goes on from the newest checkpoint."""
+    s, model, form, identity, sample = (
+        training.settings,
+        training.model,
+        training.form,
+        training.identity,
+        training.sample,
+    )
     max_steps, eval_every, sample_every = s.max_steps, s.eval_every, s.sample_every
     assert max_steps and eval_every and s.learning_rate and s.schedule and s.warmup_steps is not None
     optimizer = make_optimizer(
@@ -59,6 +45,7 @@ def fit(
         temporary.write_text(dump(s), encoding="utf-8")
     display, log = Display(max_steps, standing.progress.step), MetricsLog(directory.path, standing.progress.step)
     interrupted, began_at = Interrupt(), standing.progress.position
+    predicted, seconds = forecast(training, remembered(training)), list[float]()
 
     def save(*, show: bool) -> None:
         def write(folder: Path) -> None:
@@ -68,7 +55,7 @@ def fit(
 
     def evaluate_and_save() -> bool:
         """Returns whether the patience is at its end."""
-        result = evaluate(interrupted)
+        result = training.evaluate(interrupted)
         standing.evaluated = result is not None
         if result is None:
             return False
@@ -87,6 +74,7 @@ def fit(
         log.write(**step_record(report, standing.progress.tokens), position=began_at)
         began_at = standing.progress.position
         display.step(report)
+        seconds.append(report.seconds)
         step = standing.progress.step
         if sample is not None and sample_every and step % sample_every == 0 and step < max_steps:
             display.note(f"sample: {sample()}")
@@ -101,8 +89,8 @@ def fit(
         if not out_of_patience:
             train(
                 model,
-                batches,
-                objective,
+                training.batches,
+                training.objective,
                 optimizer,
                 schedule=make_schedule(s.schedule, s.learning_rate, s.warmup_steps, max_steps),
                 max_steps=max_steps,
@@ -115,4 +103,6 @@ def fit(
         if interrupted():
             save(show=standing.best is None)
             display.note(f"stopped at step {standing.progress.step:,}; the same command goes on from there")
+        for line in compare(predicted, peak_memory_bytes(), sum(seconds), len(seconds)):
+            display.note(line)
     return interrupted.exit_code

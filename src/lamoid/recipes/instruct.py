@@ -17,10 +17,15 @@ from lamoid.inspect.batch_picture import legend, lines
 from lamoid.inspect.batch_view import view_batch
 from lamoid.models.llama import Llama
 from lamoid.recipes.conversation import find_encoder, find_end_ids
-from lamoid.recipes.methods import LEARNING_RATES
+from lamoid.recipes.evaluation import on_answers
+from lamoid.recipes.load import check_device, load_with_tokenizer, model_directory
+from lamoid.recipes.methods import LEARNING_RATES, adapt, describe, form_of
+from lamoid.recipes.ready import Training
+from lamoid.recipes.resume import identity
 from lamoid.recipes.settings import FinetuneSettings
 from lamoid.recipes.sizes import fill_course
 from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.training.objectives import next_token
 
 S = TypeVar("S", bound=FinetuneSettings)
 CONTEXT, BATCH_ROWS = 512, 4
@@ -36,6 +41,33 @@ class InstructData:
     heldout: PackedConversations
     end_ids: list[int]
     key: str
+
+
+def ready(recipe: FinetuneSettings, notify: Callable[[str], object]) -> Training:
+    """Read and pack the conversations, fill in what was not given, adapt the model."""
+    origin = model_directory(recipe.model).absolute()
+    model, tokenizer = load_with_tokenizer(origin, recipe.threads)
+    data = read_data(recipe, origin, tokenizer, model.config.max_seq_len, notify)
+    show_first(data, tokenizer, notify)
+    s = choose(recipe, data)
+    assert s.max_steps
+    adapt(model.to(check_device(s.device)), s)
+    model.gradient_checkpointing = s.gradient_checkpointing
+    rows = data.training
+    notify(f"method: {s.method}; {describe(model)}")
+    notify(f"schedule: {s.max_steps:,} steps; an epoch has {rows.rows_per_epoch:,} rows of {s.context}")
+    return Training(
+        s,
+        model,
+        form_of(s.method, model, tokenizer, origin),
+        rows,
+        next_token,
+        on_answers(model, data.heldout),
+        lambda: answer(model, tokenizer, data),
+        identity(s, data.key, tokenizer),
+        n_epochs=s.max_steps * rows.batch_rows * s.accumulate / rows.rows_per_epoch,
+        hint=f"lamoid chat {s.out}",
+    )
 
 
 def read_data(

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamoid.checkpoints.run_directory import RunDirectory
 from lamoid.data.labelled import balanced_weights, describe_labels, encode_labelled, read_labelled, split_by_label
 from lamoid.data.padded import EncoderBatch, LabelledRows
 from lamoid.data.spans import Question, Windows, encode_questions, extract_answers, read_questions
@@ -19,9 +18,9 @@ from lamoid.errors import DataError, UsageError
 from lamoid.models.heads import Encoder, HeadedEncoder, PooledEncoder, SequenceHead, TokenHead, attach_head
 from lamoid.nn.losses import IGNORED
 from lamoid.recipes.evaluation import Evaluate, Evaluation, evaluating, mean_loss
-from lamoid.recipes.fit import fit
 from lamoid.recipes.load import check_device, load, model_directory, set_threads
 from lamoid.recipes.methods import LEARNING_RATES, adapt, describe, form_of
+from lamoid.recipes.ready import Training
 from lamoid.recipes.resume import identity
 from lamoid.recipes.settings import FinetuneSettings
 from lamoid.recipes.sizes import fill_course
@@ -49,8 +48,8 @@ class Task:
     figures: Callable[[Sequence[Tensor]], dict[str, float]]
 
 
-def tune_encoder(recipe: FinetuneSettings, directory: RunDirectory) -> int:
-    """Read the data of the task, put its head on the encoder, train; returns the exit code."""
+def ready(recipe: FinetuneSettings, notify: Callable[[str], object]) -> Training:
+    """Read the data of the task, put its head on the encoder, adapt it."""
     set_threads(recipe.threads)
     origin = model_directory(recipe.model).absolute()
     found, tokenizer = load(origin, dtype=torch.float32)
@@ -63,26 +62,26 @@ def tune_encoder(recipe: FinetuneSettings, directory: RunDirectory) -> int:
         raise UsageError(f"context is {context}; the model reads at most {found.config.max_seq_len} tokens")
     rows = recipe.batch_rows or BATCH_ROWS
     own = replace(recipe, context=context, batch_rows=rows)
-    task = _TASKS[recipe.task](own, tokenizer, _labels_of(found), directory.notify)
+    task = _TASKS[recipe.task](own, tokenizer, _labels_of(found), notify)
     model = _with_head(found, own, task)
     chosen = _choose(own, task)
     model.to(check_device(chosen.device))
     adapt(model.encoder, chosen)
     model.encoder.gradient_checkpointing = chosen.gradient_checkpointing
-    directory.notify(f"method: {chosen.method}; {describe(model)}")
-    directory.notify(
-        f"schedule: {chosen.max_steps:,} steps of {rows} rows; an epoch has {len(task.training.rows):,} rows"
-    )
-    return fit(
+    notify(f"method: {chosen.method}; {describe(model)}")
+    notify(f"schedule: {chosen.max_steps:,} steps of {rows} rows; an epoch has {len(task.training.rows):,} rows")
+    assert chosen.max_steps
+    return Training(
         chosen,
-        directory,
         model,
         form_of(chosen.method, model, tokenizer, origin),
         task.training,
         task.objective,
-        evaluate=_evaluate(model, task, span=recipe.task == "span"),
-        sample=None,
-        identity=identity(chosen, _key(task), tokenizer),
+        _evaluate(model, task, span=recipe.task == "span"),
+        None,
+        identity(chosen, _key(task), tokenizer),
+        n_epochs=chosen.max_steps * rows * chosen.accumulate / len(task.training.rows),
+        hint=f"lamoid predict {chosen.out} texts.txt",
     )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lamoid.checkpoints.run_directory import RunDirectory
 from lamoid.data.masked import FullSentences, make_masking
 from lamoid.data.packed import id_type
 from lamoid.data.sentences import NextSentencePairs, open_sentences
@@ -17,9 +16,9 @@ from lamoid.models.heads import HeadedEncoder, MLMHead, PooledEncoder, Pretraini
 from lamoid.nn.losses import IGNORED
 from lamoid.recipes.choose import ENCODERS
 from lamoid.recipes.evaluation import evaluating, on_masked
-from lamoid.recipes.fit import fit
 from lamoid.recipes.load import check_device, load, load_named_tokenizer
 from lamoid.recipes.prepare import HELDOUT_FOLDER, TOKENS_FILE, PreparedText, measure, prepare, store_path
+from lamoid.recipes.ready import Training
 from lamoid.recipes.resume import identity, whole_model
 from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, fill_course
@@ -35,33 +34,30 @@ CONTINUED_RATE = 5e-5
 Rows = FullSentences | NextSentencePairs
 
 
-def pretrain_encoder(recipe: PretrainSettings, directory: RunDirectory) -> int:
-    """Prepare the text, fill in what was not given, train; returns the exit code."""
+def ready(recipe: PretrainSettings, notify: Callable[[str], object]) -> Training:
+    """Prepare the text, fill in what was not given, make the model."""
     initial, tokenizer = _begin(recipe)
     uses_pairs = _uses_pairs(recipe, initial)
-    text, n_bytes = _prepare(recipe, tokenizer, uses_pairs, directory.notify)
+    text, n_bytes = _prepare(recipe, tokenizer, uses_pairs, notify)
     model = _model(recipe, initial, text.tokenizer, uses_pairs)
-    chosen = _choose(recipe, model, text, n_bytes, directory.notify)
-    model.encoder.gradient_checkpointing = chosen.gradient_checkpointing
-    model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))
-    torch.manual_seed(chosen.seed)  # of dropout
-    training, heldout = (_rows(chosen, text, folder) for folder in ("", HELDOUT_FOLDER))
-    code = fit(
-        chosen,
-        directory,
+    s = _choose(recipe, model, text, n_bytes, notify)
+    assert s.max_steps and s.context and s.batch_rows
+    model.encoder.gradient_checkpointing = s.gradient_checkpointing
+    model.to(dtype=getattr(torch, s.dtype), device=check_device(s.device))
+    torch.manual_seed(s.seed)  # of dropout
+    training, heldout = (_rows(s, text, folder) for folder in ("", HELDOUT_FOLDER))
+    return Training(
+        s,
         model,
         whole_model(model, text.tokenizer),
         training,
         masked_tokens,
-        evaluate=on_masked(model, heldout),
-        sample=lambda: guesses(model, text.tokenizer, heldout),
-        identity=identity(chosen, text.key, text.tokenizer),
+        on_masked(model, heldout),
+        lambda: guesses(model, text.tokenizer, heldout),
+        identity(s, text.key, text.tokenizer),
+        n_epochs=s.max_steps * s.context * s.batch_rows * s.accumulate / len(text.tokens),
+        hint=f"lamoid finetune {s.out} --task classify --data reviews.csv",
     )
-    if code == 0:
-        directory.notify(
-            f"the best model is in {chosen.out}; try: lamoid finetune {chosen.out} --task classify --data reviews.csv"
-        )
-    return code
 
 
 def _begin(recipe: PretrainSettings) -> tuple[Any, Tokenizer | None]:

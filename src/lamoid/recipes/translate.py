@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lamoid.checkpoints.run_directory import RunDirectory
 from lamoid.data.padded import pad
 from lamoid.data.pairs import EncodedPair, PairRows, TextPair, encode_pairs, read_pairs, split_pairs
 from lamoid.data.sources import spread
@@ -14,8 +13,8 @@ from lamoid.errors import DataError, MissingExtra, UsageError
 from lamoid.inference.beam import Hypothesis, translate
 from lamoid.models.transformer import PRESETS, Transformer
 from lamoid.recipes.evaluation import on_pairs
-from lamoid.recipes.fit import fit
 from lamoid.recipes.load import check_device, load, load_named_tokenizer
+from lamoid.recipes.ready import Training
 from lamoid.recipes.resume import identity, whole_model
 from lamoid.recipes.settings import PretrainSettings
 from lamoid.recipes.sizes import choose_size, choose_steps, fill_course
@@ -45,9 +44,8 @@ class PairData:
     key: str
 
 
-def pretrain_transformer(recipe: PretrainSettings, directory: RunDirectory) -> int:
-    """Read the pairs, fill in what was not given, train; returns the exit code."""
-    notify = directory.notify
+def ready(recipe: PretrainSettings, notify: Notify) -> Training:
+    """Read the pairs, fill in what was not given, make the model."""
     _refuse(recipe)
     initial, tokenizer = _begin(recipe)
     pairs, n_bytes = read_pairs(recipe.data, skip_bad=recipe.skip_bad, notify=notify)
@@ -59,24 +57,23 @@ def pretrain_transformer(recipe: PretrainSettings, directory: RunDirectory) -> i
     if context > model.config.max_seq_len:
         raise UsageError(f"context is {context}; the model reads at most {model.config.max_seq_len} tokens")
     data = _encode(replace(recipe, context=context), training, heldout, tokenizer, model, n_bytes, notify)
-    chosen = _choose(recipe, model, data, tokenizer, context, notify)
-    model.to(dtype=getattr(torch, chosen.dtype), device=check_device(chosen.device))
-    torch.manual_seed(chosen.seed)  # of dropout
-    code = fit(
-        chosen,
-        directory,
+    s = _choose(recipe, model, data, tokenizer, context, notify)
+    assert s.max_steps
+    model.to(dtype=getattr(torch, s.dtype), device=check_device(s.device))
+    torch.manual_seed(s.seed)  # of dropout
+    source = " ".join(data.heldout.pairs[0].texts.source.split())[:60].replace("'", "’")
+    return Training(
+        s,
         model,
         whole_model(model, tokenizer),
         data.training,
-        target_tokens(chosen.label_smoothing),
-        evaluate=on_pairs(model, data.heldout, _scorer(model, tokenizer, data.heldout, notify)),
-        sample=lambda: _example(model, tokenizer, data.heldout.pairs[0]),
-        identity=identity(chosen, data.key, tokenizer),
+        target_tokens(s.label_smoothing),
+        on_pairs(model, data.heldout, _scorer(model, tokenizer, data.heldout, notify)),
+        lambda: _example(model, tokenizer, data.heldout.pairs[0]),
+        identity(s, data.key, tokenizer),
+        n_epochs=s.max_steps * data.training.batch_rows * s.accumulate / len(data.training.pairs),
+        hint=f"lamoid generate {s.out} '{source}'",
     )
-    if code == 0:
-        source = " ".join(data.heldout.pairs[0].texts.source.split())[:60].replace("'", "’")
-        notify(f"the best model is in {chosen.out}; try: lamoid generate {chosen.out} '{source}'")
-    return code
 
 
 def _refuse(s: PretrainSettings) -> None:

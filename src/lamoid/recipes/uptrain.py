@@ -13,7 +13,7 @@ from lamoid.errors import DataError, UsageError
 from lamoid.recipes.choose import CONTINUED_CONTEXT, CONTINUED_LEARNING_RATE
 from lamoid.recipes.load import is_gguf, resolve
 from lamoid.recipes.prepare import PreparedText, measure, prepare
-from lamoid.recipes.recipe import load
+from lamoid.recipes.recipe import load, say
 from lamoid.recipes.resume import RECIPE_FILE
 from lamoid.recipes.settings import UptrainSettings
 from lamoid.recipes.sizes import fill_course
@@ -22,6 +22,7 @@ from lamoid.training.metrics import METRICS_FILE
 if TYPE_CHECKING:
     from lamoid.checkpoints.run_directory import RunDirectory
     from lamoid.models.llama import Llama
+    from lamoid.recipes.ready import Training
     from lamoid.tokenizers.tokenizer import Tokenizer
 
 EVAL_BYTES = 50_000
@@ -67,32 +68,42 @@ def plan(s: S, model: "Llama", tokenizer: "Tokenizer", notify: Callable[[str], o
     return chosen, text
 
 
-def uptrain(s: UptrainSettings, directory: "RunDirectory", model: "Llama", text: PreparedText) -> int:
-    """Train the changed model in a run directory, through the same loop as pretraining; returns the exit code."""
+def ready(s: UptrainSettings, model: "Llama", text: PreparedText) -> "Training":
+    """The training of the changed model, through the same loop as pretraining."""
     import torch
 
     from lamoid.data.packed import PackedRows
     from lamoid.recipes.complete import sample
     from lamoid.recipes.evaluation import on_text
-    from lamoid.recipes.fit import fit
     from lamoid.recipes.load import check_device
+    from lamoid.recipes.ready import Training
     from lamoid.recipes.resume import identity, whole_model
     from lamoid.training.objectives import next_token
 
-    assert s.context and s.batch_rows
+    assert s.context and s.batch_rows and s.max_steps
     model.gradient_checkpointing = s.gradient_checkpointing
     model.to(dtype=getattr(torch, s.dtype), device=check_device(s.device))
-    return fit(
+    return Training(
         s,
-        directory,
         model,
         whole_model(model, text.tokenizer),
         PackedRows(text.tokens, s.context, s.batch_rows, s.seed),
         next_token,
-        evaluate=on_text(model, *text.heldout_documents(EVAL_BYTES), s.context),
-        sample=lambda: sample(model, text.tokenizer, s.prompt),
-        identity=identity(s, text.key, text.tokenizer),
+        on_text(model, *text.heldout_documents(EVAL_BYTES), s.context),
+        lambda: sample(model, text.tokenizer, s.prompt),
+        identity(s, text.key, text.tokenizer),
+        n_epochs=s.max_steps * s.context * s.batch_rows * s.accumulate / len(text.tokens),
     )
+
+
+def ready_to_convert(given: Any) -> "Training":
+    """The training of `lamoid gqa` with these settings, its model converted."""
+    from lamoid.adapt.gqa import group_kv_heads
+    from lamoid.recipes.load import load_with_tokenizer
+
+    model, tokenizer = load_with_tokenizer(given.model, given.threads)
+    s, text = plan(given, model, tokenizer, say)
+    return ready(s, group_kv_heads(model, s.kv_heads, pooling=s.pooling, seed=s.seed), text)
 
 
 def is_finished(s: UptrainSettings, directory: "RunDirectory") -> bool:

@@ -1,0 +1,102 @@
+"""Activations in closed form, against what autograd keeps; the rest against the tensors themselves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.inspect.test_flops import LLAMA, METHODS, ROWS, TOKENS, V, adapt, decoder_batch
+
+from lamoid.data.packed import Batch
+from lamoid.data.padded import EncoderBatch
+from lamoid.data.pairs import PairBatch
+from lamoid.inspect.anatomy import anatomy
+from lamoid.inspect.flops import Method, Work
+from lamoid.inspect.memory import activations, training_memory
+from lamoid.models.bert import Bert, BertConfig
+from lamoid.models.gpt2 import GPT2, GPT2Config
+from lamoid.models.heads import attach_head
+from lamoid.models.llama import Llama, LlamaConfig
+from lamoid.models.roberta import Roberta, RobertaConfig
+from lamoid.models.transformer import Transformer, TransformerConfig
+from lamoid.nn.losses import IGNORED
+from lamoid.training.encoder_objectives import masked_tokens
+from lamoid.training.objectives import next_token, target_tokens
+from lamoid.training.optim import make_optimizer
+
+MHA = replace(LLAMA, n_heads=5, n_kv_heads=5)
+
+
+def kept(model, objective, batch) -> int:
+    """Floating-point values that autograd keeps, the model's own left out, each storage once."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    found: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        where = tensor.untyped_storage().data_ptr()
+        if tensor.is_floating_point() and tensor.dim() and where not in own:
+            found[where] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        objective(model.train(), batch)
+    return sum(tensor.untyped_storage().nbytes() // 4 for tensor in found.values())
+
+
+@pytest.mark.parametrize("config", [LLAMA, MHA], ids=["GQA", "MHA"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_llama_by_every_method(config: LlamaConfig, method: Method, packed: bool):
+    model = adapt(Llama(config).initialise(0), method)
+    batch, work = decoder_batch(ROWS * TOKENS), Work(ROWS, TOKENS, ROWS * TOKENS)
+    if packed:
+        batch = Batch(batch.input_ids, batch.labels, torch.arange(TOKENS).repeat(ROWS, 1) // 4)
+    assert kept(model, next_token, batch) == activations(anatomy(config), work, method, packed=packed)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_gpt2(dropout: float):
+    shares = dict(embedding_dropout=dropout, attention_dropout=dropout, residual_dropout=dropout)
+    config = GPT2Config(V, 20, 2, 5, 36, 16, **shares)
+    model, work = GPT2(config).initialise(0), Work(ROWS, TOKENS, ROWS * TOKENS)
+    assert kept(model, next_token, decoder_batch(ROWS * TOKENS)) == activations(anatomy(config), work, Method())
+
+
+@pytest.mark.parametrize("kind, make", [(Bert, BertConfig), (Roberta, RobertaConfig)])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_encoders(kind, make, dropout: float):
+    config = make(V, 20, 2, 5, 36, 16, dropout=dropout, attention_dropout=dropout)
+    model = attach_head(kind(config).initialise(0), "mlm", 0)
+    ids = torch.randint(2, V, (ROWS, TOKENS))
+    labels = torch.full_like(ids, IGNORED)
+    labels.view(-1)[:4] = ids.view(-1)[:4]
+    batch = EncoderBatch(ids, torch.ones_like(ids), torch.zeros_like(ids), labels)
+    expected = activations(anatomy(config, "mlm"), Work(ROWS, TOKENS, 4), Method())
+    assert kept(model, masked_tokens, batch) == expected
+
+
+@pytest.mark.parametrize("place", ["pre", "post"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_transformer(place: str, dropout: float):
+    config = TransformerConfig(V, 20, 2, 5, 28, norm_place=place, dropout=dropout)
+    model, source = Transformer(config).initialise(0), torch.randint(V, (ROWS, 9))
+    target = torch.randint(V, (ROWS, TOKENS))
+    work = Work(ROWS, TOKENS, ROWS * TOKENS, source_tokens=9)
+    batch = PairBatch(source, torch.ones_like(source), target, target)
+    assert kept(model, target_tokens(), batch) == activations(anatomy(config), work, Method())
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_weights_gradients_and_moments_are_those_of_the_tensors(method: Method):
+    model = adapt(Llama(LLAMA).initialise(0), method)
+    optimizer = make_optimizer(model.named_parameters())
+    loss, _ = next_token(model, decoder_batch(ROWS * TOKENS))
+    loss.backward()
+    optimizer.step()
+    memory = training_memory(anatomy(LLAMA), Work(ROWS, TOKENS, ROWS * TOKENS), method, accumulates=True)
+    moments = [t for state in optimizer.state.values() for name, t in state.items() if name.startswith("exp_avg")]
+    assert memory.gradients == sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    assert memory.moments == sum(t.nbytes for t in moments)
+    quantized = sum(b.nbytes for b in model.buffers())
+    weights = sum(p.nbytes for p in model.parameters()) + quantized
+    slack = 8 * len(list(model.modules())) if method.kind == "qlora" else 0  # blocks that are not full
+    assert abs(memory.weights - weights) <= slack
