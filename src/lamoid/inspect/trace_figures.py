@@ -65,7 +65,7 @@ def attention_maps(layers: Sequence[LayerTrace], labels: Sequence[str]) -> Figur
 
 def _overview(n_layers: int, n_heads: int) -> str:
     """Layers from left to right, heads from top to bottom."""
-    size = min(64.0, 860 / n_layers)
+    size = _thumb(n_layers, n_heads)
     parts = [
         text(44 + n_layers * size / 2, 12, "layer", "middle", soft=True),
         text(0, 30 + size / 2, "head", soft=True),
@@ -83,6 +83,11 @@ def _overview(n_layers: int, n_heads: int) -> str:
     return svg(48 + n_layers * size, 36 + n_heads * size, *parts)
 
 
+def _thumb(n_layers: int, n_heads: int) -> float:
+    """Pixels of a small picture, so that the table is as wide as the page at most, and not too high where it can be helped."""
+    return min(64.0, 860 / n_layers, max(24.0, 420 / n_heads))
+
+
 class _LargeMap:
     """Large maps with tokens on both axes; the axes are drawn once and used by all."""
 
@@ -91,10 +96,11 @@ class _LargeMap:
         self.labels = [label if len(label) <= _LABEL else label[: _LABEL - 1] + "…" for label in labels]
         self.cell = min(max(600 / len(labels), 5.0), 30.0)
         self.side, self.left, self.below = self.cell * len(labels), 150, 100
-        self.above = 36 + (n_heads + 1) * min(64.0, 860 / n_layers)
+        self.above = 36 + (n_heads + 1) * _thumb(n_layers, n_heads)
 
     def axes(self) -> str:
-        every, size = math.ceil(9 / self.cell), min(max(self.cell, 9.0), 12.0)
+        every = math.ceil(9 / self.cell)
+        size = min(max(every * self.cell, 9.0), 12.0)
         parts = []
         for i in range(0, len(self.labels), every):
             at = (i + 0.5) * self.cell
@@ -148,8 +154,8 @@ def stream_norms(found: Trace) -> Figure:
     values = [y for one in series for _, y in one.points]
     log_y = min(values) > 0 and max(values) > 20 * min(values)
     caption = (
-        "Depth 0 are the embeddings, n + ½ is behind the attention of layer n + 1, n + 1 behind its feed-forward network. Many "
-        "decoders keep one huge vector at the first token, where heads look that have nothing to look for."
+        "Depth 0 are the embeddings, n + ½ is behind the attention of layer n + 1, n + 1 behind its feed-forward network. In "
+        "many decoders the first token's vector is huge: heads look there that have nothing to look for."
     )
     chart = line_chart(series, "depth (layers)", "Euclidean length", log_y=log_y, from_zero=not log_y)
     return Figure("The residual stream through depth", caption, chart)
