@@ -100,7 +100,7 @@ class _LargeMap:
 
     def axes(self) -> str:
         every = math.ceil(9 / self.cell)
-        size = min(max(every * self.cell, 9.0), 12.0)
+        size = min(max(0.85 * every * self.cell, 9.0), 12.0)
         parts = []
         for i in range(0, len(self.labels), every):
             at = (i + 0.5) * self.cell
