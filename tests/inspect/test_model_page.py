@@ -142,7 +142,9 @@ def test_lens_and_what_comes_next_are_the_models_own():
         assert facts["residual_lengths"][depth] == pytest.approx(x[0].norm(dim=-1).tolist(), rel=1e-4, abs=1e-4)
         x = model.layers[depth](x, rope, None, None, depth, False) if depth < 3 else x
     assert facts["cache_bytes_per_token"] == 2 * 3 * 1 * 10 * 4
-    assert facts["n_kv_heads"] == 1 and "".join(t["text"] for t in facts["tokens"]).startswith("<|begin_of_text|>Con␣mèo␣猫")
+    assert facts["n_kv_heads"] == 1 and "".join(t["text"] for t in facts["tokens"]).startswith(
+        "<|begin_of_text|>Con␣mèo␣猫"
+    )
     expected_bits = torch.distributions.Categorical(logits=logits[-1].double()).entropy() / np.log(2)
     assert entropy_bits(logits[None]) == pytest.approx(float(expected_bits))
     assert f"entropy is {float(expected_bits):.2f} bits" in page(inside, sections(inside))

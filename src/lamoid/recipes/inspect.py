@@ -13,8 +13,7 @@ from lamoid.recipes.recipe import option, say
 class Recipe:
     """Write a page about the inside of a model that reads a text: attention, norms, logits of each layer, positions, cache.
 
-    The page is one file that needs no network and no script. The text has at most 128 tokens. With --cost, print what the
-    model costs instead: parameters, operations, memory traffic of attention, bytes of the KV cache.
+    The page needs no network and no script; the text has at most 128 tokens. --cost prints what the model costs instead.
     """
 
     model: str = option(
