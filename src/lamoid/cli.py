@@ -21,6 +21,7 @@ VERBS = {
         "show which tokens of a real batch are trained, and what looks wrong",
     ),
     "gqa": ("lamoid.recipes.gqa", "fewer key/value heads: convert, uptrain, and report"),
+    "inspect": ("lamoid.recipes.inspect", "the inside of a model that reads a text, as pictures on one page"),
     "generate": ("lamoid.recipes.generate", "continue a prompt"),
     "chat": ("lamoid.recipes.chat", "talk with a model"),
     "eval": ("lamoid.recipes.evaluate", "measure a model on a text: loss, perplexity, bits per byte"),

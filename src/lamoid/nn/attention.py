@@ -33,18 +33,39 @@ def attend_explicitly(
     dropout: float = 0.0,
     shaw: ShawPositions | None = None,
 ) -> Float[Tensor, "B H T E"]:
-    """softmax(q kᵀ / √E + bias + log mask) v, written out; each key/value head serves H/K neighbouring query heads.
+    """softmax(scores) v, written out, with the scores of `attention_scores`; v is repeated for the heads that share it.
+
+    `dropout` is the share of weights that are set to 0. Source: Vaswani et al. 2017, section 3.2.1.
+    """
+    scores = attention_scores(q, k, mask, causal=causal, bias=bias, scale=scale, shaw=shaw)
+    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(dim=-1).to(q.dtype)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    out = weights @ v.repeat_interleave(q.shape[1] // v.shape[1], dim=1)
+    if shaw is None:
+        return out
+    return out + shaw.summed_values(weights, distances(q.shape[2], k.shape[2], q.device, causal=causal))
+
+
+def attention_scores(
+    q: Float[Tensor, "B H T E"],
+    k: Float[Tensor, "B K S E"],
+    mask: Bool[Tensor, "#B 1 #T S"] | None,
+    *,
+    causal: bool = True,
+    bias: ScoreBias | None = None,
+    scale: float | None = None,
+    shaw: ShawPositions | None = None,
+) -> Float[Tensor, "B H T S"]:
+    """q kᵀ / √E + bias + log mask: −∞ for what is not seen. Each key head serves H/K neighbouring query heads.
 
     The root keeps the variance of a score near 1 when q and k have unit variance: a sum of E products has variance E;
     `scale` takes the place of 1/√E. A mask alone says who sees whom; without one, `causal` attention has the last query
     stand at the last key and see what is not behind it, and other attention sees all. `bias` makes terms of the scores
-    from distances, `shaw` vectors beside keys and values. `dropout` is the share of weights that are set to 0.
+    from distances, `shaw` vectors beside keys and values.
     Source: Vaswani et al. 2017, section 3.2.1; grouped heads: Ainslie et al. 2023.
     """
-    n_queries, n_keys, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    scores = q @ k.transpose(-2, -1)
-    apart = distances(n_queries, n_keys, q.device, causal=causal)
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-2, -1)
+    apart = distances(q.shape[2], k.shape[2], q.device, causal=causal)
     if shaw is not None:
         scores = scores + shaw.scores(q, apart)
     scores = scores / math.sqrt(q.shape[-1]) if scale is None else scores * scale
@@ -52,12 +73,7 @@ def attend_explicitly(
         scores = scores + bias(apart)
     if mask is None and causal:
         mask = (apart <= 0)[None, None]
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    weights = scores.to(torch.promote_types(q.dtype, torch.float32)).softmax(dim=-1).to(q.dtype)
-    weights = F.dropout(weights, dropout) if dropout else weights
-    out = weights @ v
-    return out if shaw is None else out + shaw.summed_values(weights, apart)
+    return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
 
 
 def attend_fused(

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lamoid.checkpoints.hf_files import CONFIG_FILE
 from lamoid.checkpoints.store import read_object
@@ -38,6 +38,18 @@ def load(path: str | Path, *, dtype: "torch.dtype | None" = None) -> "tuple[nn.M
         model, base = load_adapted(directory, dtype=dtype)
         return model, find_tokenizer(directory) or find_tokenizer(base)
     return read_model(directory, dtype=dtype), find_tokenizer(directory)
+
+
+def load_config(path: str | Path) -> Any:
+    """The configuration of the model that an argument names. No weights are read. Raises CheckpointError for an adapter."""
+    found = resolve(path)
+    if is_gguf(found):
+        from lamoid.checkpoints.gguf_llama import open_gguf
+
+        return open_gguf(found).config
+    from lamoid.checkpoints.hf import read_config
+
+    return read_config(found)
 
 
 def is_gguf(path: str | Path) -> bool:
