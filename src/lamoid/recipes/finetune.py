@@ -22,6 +22,7 @@ def run(recipe: Recipe) -> int:
     from lamoid.recipes.load import check_device, keep_apart, load_with_tokenizer, model_directory
     from lamoid.recipes.methods import adapt, describe, form_of
     from lamoid.recipes.resume import identity, with_earlier
+    from lamoid.training.distributed import processes
     from lamoid.training.objectives import next_token
 
     if not recipe.model or not recipe.data or not recipe.out:
@@ -29,7 +30,10 @@ def run(recipe: Recipe) -> int:
             "a model, --data and --out are needed, such as: lamoid finetune smollm2 --data chats.jsonl --out runs/mine"
         )
     keep_apart(recipe.model, recipe.out)
-    with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
+    with (
+        processes(recipe.rank_timeout_s) as world,
+        RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say, leads=world.leads) as directory,
+    ):
         if recipe.task != "chat":
             from lamoid.recipes.label import tune_encoder
 
@@ -58,6 +62,6 @@ def run(recipe: Recipe) -> int:
             sample=lambda: answer(model, tokenizer, data),
             identity=identity(chosen, data.key, tokenizer),
         )
-    if code == 0:
+    if code == 0 and world.leads:
         say(f"the best model is in {recipe.out}; try: lamoid chat {recipe.out}")
     return code

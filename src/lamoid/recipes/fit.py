@@ -5,6 +5,7 @@ Every training verb goes through `fit`; they differ in the model, the batches an
 
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import nn
 
 from lamoid.checkpoints.run_directory import RunDirectory
 from lamoid.checkpoints.store import atomic_file
+from lamoid.errors import UsageError
 from lamoid.recipes.evaluation import Evaluate
 from lamoid.recipes.recipe import dump
 from lamoid.recipes.resume import RECIPE_FILE, Form, Standing, read_checkpoint, write_checkpoint
 from lamoid.recipes.settings import TrainingSettings
+from lamoid.training.distributed import current, reshard, shard
 from lamoid.training.interrupt import Interrupt
 from lamoid.training.loop import Batches, Objective, Progress, StepReport, train
 from lamoid.training.metrics import Display, MetricsLog, step_record
@@ -41,8 +44,16 @@ def fit(
     `evaluate(should_stop)` scores the model on held-out data, or returns None when it was stopped; `identity` holds
     what must not differ on resume.
     """
+    world = current()
+    s, agreed = world.same((s, identity))
+    if agreed["data"] != identity["data"]:
+        raise UsageError("this process has read other data than the first; let all machines see the same files")
+    identity = agreed
     max_steps, eval_every, sample_every = s.max_steps, s.eval_every, s.sample_every
     assert max_steps and eval_every and s.learning_rate and s.schedule and s.warmup_steps is not None
+    if s.parallel == "sharded" and world.size > 1:
+        shard(model, world)
+        sample = None  # it walks through whole weights, which no process has
     optimizer = make_optimizer(
         model.named_parameters(),
         kind=s.optimizer,  # type: ignore[arg-type]
@@ -50,15 +61,18 @@ def fit(
         weight_decay=s.weight_decay,
     )
     directory.require_space(sum(p.numel() for p in model.parameters() if p.requires_grad) * BYTES_PER_PARAMETER)
-    checkpoint = Path(s.resume) if s.resume else directory.newest()
+    checkpoint = world.same(Path(s.resume) if s.resume else directory.newest())
     standing = Standing(Progress((0, 0)))
     if checkpoint is not None:
         standing = read_checkpoint(checkpoint, form, model, optimizer, identity, force=s.force, notify=directory.notify)
         directory.notify(f"going on from step {standing.progress.step:,} of {max_steps:,}")
-    with atomic_file(directory.path / RECIPE_FILE) as temporary:
-        temporary.write_text(dump(s), encoding="utf-8")
-    display, log = Display(max_steps, standing.progress.step), MetricsLog(directory.path, standing.progress.step)
+    if world.leads:
+        with atomic_file(directory.path / RECIPE_FILE) as temporary:
+            temporary.write_text(dump(s), encoding="utf-8")
+    display = Display(max_steps, standing.progress.step)
+    log = MetricsLog(directory.path, standing.progress.step, writes=world.leads)
     interrupted, began_at = Interrupt(), standing.progress.position
+    should_stop = world.any(interrupted)
 
     def save(*, show: bool) -> None:
         def write(folder: Path) -> None:
@@ -68,7 +82,8 @@ def fit(
 
     def evaluate_and_save() -> bool:
         """Returns whether the patience is at its end."""
-        result = evaluate(interrupted)
+        result = world.same(evaluate(should_stop))
+        reshard(model)
         standing.evaluated = result is not None
         if result is None:
             return False
@@ -88,7 +103,7 @@ def fit(
         began_at = standing.progress.position
         display.step(report)
         step = standing.progress.step
-        if sample is not None and sample_every and step % sample_every == 0 and step < max_steps:
+        if sample is not None and world.leads and sample_every and step % sample_every == 0 and step < max_steps:
             display.note(f"sample: {sample()}")
         return (step % eval_every == 0 or step == max_steps) and evaluate_and_save()
 
@@ -101,8 +116,8 @@ def fit(
         if not out_of_patience:
             train(
                 model,
-                batches,
-                objective,
+                world.share(batches),
+                world.join(objective),
                 optimizer,
                 schedule=make_schedule(s.schedule, s.learning_rate, s.warmup_steps, max_steps),
                 max_steps=max_steps,
@@ -110,9 +125,10 @@ def fit(
                 accumulate=s.accumulate,
                 clip_norm=s.clip_norm,
                 after_step=after_step,
-                should_stop=interrupted,
+                should_stop=should_stop,
+                sum_up=partial(world.sum_up, model),
             )
-        if interrupted():
+        if should_stop():
             save(show=standing.best is None)
             display.note(f"stopped at step {standing.progress.step:,}; the same command goes on from there")
     return interrupted.exit_code

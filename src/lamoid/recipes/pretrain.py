@@ -28,6 +28,7 @@ def run(recipe: Recipe) -> int:
     from lamoid.recipes.fit import fit
     from lamoid.recipes.load import check_device, keep_apart, set_threads
     from lamoid.recipes.resume import identity, whole_model, with_earlier
+    from lamoid.training.distributed import processes
     from lamoid.training.objectives import next_token
 
     if not recipe.data or not recipe.out:
@@ -39,7 +40,10 @@ def run(recipe: Recipe) -> int:
     if recipe.init:
         keep_apart(recipe.init, recipe.out)
     set_threads(recipe.threads)
-    with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
+    with (
+        processes(recipe.rank_timeout_s) as world,
+        RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say, leads=world.leads) as directory,
+    ):
         given = with_earlier(recipe, directory.path)
         if (kind := kind_of(given)) == "encoder":
             from lamoid.recipes.mlm import pretrain_encoder
@@ -68,8 +72,8 @@ def run(recipe: Recipe) -> int:
             sample=lambda: sample(model, text.tokenizer, chosen.prompt),
             identity=identity(chosen, text.key, text.tokenizer),
         )
-    if chosen.init and directory.steps()[-1:] == [chosen.max_steps]:
+    if chosen.init and world.leads and directory.steps()[-1:] == [chosen.max_steps]:
         compare(chosen, text)
-    if code == 0:
+    if code == 0 and world.leads:
         say(f"the best model is in {recipe.out}; try: lamoid generate {recipe.out} 'The '")
     return code
