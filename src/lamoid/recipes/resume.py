@@ -84,7 +84,7 @@ def write_checkpoint(
     with world.gathered(model):
         if world.leads:
             form.write(directory)
-            (directory / FOLDER).mkdir()
+            (directory / FOLDER).mkdir(exist_ok=True)
     tensors, plain = capture(model, optimizer, standing.progress)
     if is_sharded(model):
         from lamoid.checkpoints.shards import write_shards
