@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lamoid.errors import RunError, UsageError
-from lamoid.models.decoders import DecoderModel
+from lamoid.models.llama import Llama
 from lamoid.training.loop import Batches, Objective
 
 T = TypeVar("T")
@@ -145,11 +145,14 @@ def processes(timeout_s: int) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World()
         return
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     timeout = timedelta(seconds=timeout_s)
-    store, rank, size = next(iter(dist.rendezvous("env://", timeout=timeout)))
-    world = World(rank, size, dist.PrefixStore("lamoid", store))
+    store, rank, size = next(iter(rendezvous("env://", timeout=timeout)))
+    world = World(rank, size, PrefixStore("lamoid", store))
     token = _WORLD.set(world)
     try:
         dist.init_process_group(store=store, rank=rank, world_size=size, timeout=timeout)
@@ -215,15 +218,17 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def shard(model: nn.Module, world: World) -> None:
-    """Cut the parameters of a decoder into shards, in place: a unit for each block, and one for the rest.
+    """Cut the parameters of a Llama, adapted or not, into shards, in place: a unit for each block, and one for the rest.
 
     A unit is brought together for its products and cut again; its gradients are added up over the ranks, not averaged.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-    if not isinstance(model, DecoderModel):
-        raise UsageError(f"parallel is 'sharded', which is for decoders; train a {type(model).__name__} with data")
+    if not isinstance(model, Llama):
+        raise UsageError(
+            f"parallel is 'sharded', which is for Llamas; train a {type(model).__name__} with --parallel data"
+        )
     mesh = init_device_mesh(next(model.parameters()).device.type, (world.size,))
     for block in model.layers:
         fully_shard(block, mesh=mesh)
