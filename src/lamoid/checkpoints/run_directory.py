@@ -17,13 +17,20 @@ from lamoid.errors import CheckpointError, RunError, UsageError
 
 
 class RunDirectory:
-    """Creates and locks the directory; a second run in it is refused, naming the process that holds it (use as `with`)."""
+    """Creates and locks the directory; a second run in it is refused, naming the process that holds it (use as `with`).
 
-    def __init__(self, path: Path, *, keep: int = 2, notify: Callable[[str], object] = print) -> None:
+    Of several processes that train one model one `leads`; the others neither lock nor change the directory.
+    """
+
+    def __init__(
+        self, path: Path, *, keep: int = 2, notify: Callable[[str], object] = print, leads: bool = True
+    ) -> None:
         if keep < 2:
             raise UsageError(f"keep is {keep}; at least 2 checkpoints are kept, so that a damaged one is no loss")
-        self.path, self._keep, self.notify = path, keep, notify
+        self.path, self._keep, self.notify, self.leads = path, keep, notify, leads
         self.checkpoints_path = path / "checkpoints"
+        if not leads:
+            return
         try:
             self.checkpoints_path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+", encoding="utf-8")
@@ -39,7 +46,8 @@ class RunDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._lock.close()
+        if self.leads:
+            self._lock.close()
 
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, in rising order."""
@@ -62,8 +70,14 @@ class RunDirectory:
         return None
 
     def save(self, step: int, write: Callable[[Path], None], *, show: bool) -> Path:
-        """Write a checkpoint whole or not at all; with `show`, make its model the one at the root. Old ones are deleted."""
+        """Write a checkpoint whole or not at all; with `show`, make its model the one at the root. Old ones are deleted.
+
+        Where another process leads, `write` only takes part in what is written together; that process says where.
+        """
         target = self.checkpoint(step)
+        if not self.leads:
+            write(target)
+            return target
         if target.exists():
             shutil.rmtree(target)
         with atomic_directory(target) as temporary:

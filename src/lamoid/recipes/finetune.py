@@ -1,7 +1,6 @@
 """`lamoid finetune`: a model that exists and examples of what it should do -> one that does it."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamoid.errors import UsageError
@@ -19,22 +18,15 @@ class Recipe(FinetuneSettings):
 
 def run(recipe: Recipe) -> int:
     """Read the data, adapt the model, fill in what was not given, train, and say where the result lies."""
-    from lamoid.checkpoints.run_directory import RunDirectory
-    from lamoid.recipes.fit import fit
+    from lamoid.recipes.fit import fit_in_directory
     from lamoid.recipes.load import keep_apart
-    from lamoid.recipes.resume import with_earlier
 
     if not recipe.model or not recipe.data or not recipe.out:
         raise UsageError(
             "a model, --data and --out are needed, such as: lamoid finetune smollm2 --data chats.jsonl --out runs/mine"
         )
     keep_apart(recipe.model, recipe.out)
-    with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
-        training = ready(with_earlier(recipe, directory.path))
-        code = fit(training, directory)
-    if code == 0:
-        say(f"the best model is in {recipe.out}; try: {training.hint}")
-    return code
+    return fit_in_directory(recipe, ready)
 
 
 def ready(recipe: FinetuneSettings) -> "Training":

@@ -3,32 +3,55 @@
 Every training verb goes through `fit`; they differ in the model, the batches and the objective that they hand over.
 """
 
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from lamoid.checkpoints.run_directory import RunDirectory
 from lamoid.checkpoints.store import atomic_file
+from lamoid.errors import UsageError
 from lamoid.recipes.forecast import compare, forecast, remembered
 from lamoid.recipes.ready import BYTES_PER_PARAMETER, Training
-from lamoid.recipes.recipe import dump
-from lamoid.recipes.resume import RECIPE_FILE, Standing, read_checkpoint, write_checkpoint
+from lamoid.recipes.recipe import dump, say
+from lamoid.recipes.resume import RECIPE_FILE, Standing, read_checkpoint, with_earlier, write_checkpoint
+from lamoid.recipes.settings import FinetuneSettings, PretrainSettings
+from lamoid.training.distributed import current, processes, reshard, shard
 from lamoid.training.interrupt import Interrupt
 from lamoid.training.loop import Progress, StepReport, train
 from lamoid.training.metrics import Display, MetricsLog, peak_memory_bytes, step_record
 from lamoid.training.optim import make_optimizer, make_schedule
 
+S = TypeVar("S", bound=PretrainSettings | FinetuneSettings)
+
+
+def fit_in_directory(recipe: S, ready: Callable[[S], Training]) -> int:
+    """Make the run of these settings ready and train it in its --out, in every process that torchrun started."""
+    with (
+        processes(recipe.rank_timeout_s) as world,
+        RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say, leads=world.leads) as directory,
+    ):
+        training = ready(with_earlier(recipe, directory.path))
+        code = fit(training, directory)
+    if training.compare is not None and world.leads and directory.steps()[-1:] == [training.settings.max_steps]:
+        training.compare()
+    if code == 0 and world.leads:
+        say(f"the best model is in {recipe.out}; try: {training.hint}")
+    return code
+
 
 def fit(training: Training, directory: RunDirectory) -> int:
     """Train to the end, to the patience's end, or to a signal; returns the exit code. Goes on from the newest checkpoint."""
-    s, model, form, identity, sample = (
-        training.settings,
-        training.model,
-        training.form,
-        training.identity,
-        training.sample,
-    )
+    world, model, form, sample = current(), training.model, training.form, training.sample
+    s, identity = world.same((training.settings, training.identity))
+    if identity["data"] != training.identity["data"]:
+        raise UsageError("this process has read other data than the first; let all machines see the same files")
     max_steps, eval_every, sample_every = s.max_steps, s.eval_every, s.sample_every
     assert max_steps and eval_every and s.learning_rate and s.schedule and s.warmup_steps is not None
+    if s.parallel == "sharded" and world.size > 1:
+        shard(model, world)
+        sample = None  # it walks through whole weights, which no process has
     optimizer = make_optimizer(
         model.named_parameters(),
         kind=s.optimizer,  # type: ignore[arg-type]
@@ -36,16 +59,19 @@ def fit(training: Training, directory: RunDirectory) -> int:
         weight_decay=s.weight_decay,
     )
     directory.require_space(sum(p.numel() for p in model.parameters() if p.requires_grad) * BYTES_PER_PARAMETER)
-    checkpoint = Path(s.resume) if s.resume else directory.newest()
+    checkpoint = world.same(Path(s.resume) if s.resume else directory.newest())
     standing = Standing(Progress((0, 0)))
     if checkpoint is not None:
         standing = read_checkpoint(checkpoint, form, model, optimizer, identity, force=s.force, notify=directory.notify)
         directory.notify(f"going on from step {standing.progress.step:,} of {max_steps:,}")
-    with atomic_file(directory.path / RECIPE_FILE) as temporary:
-        temporary.write_text(dump(s), encoding="utf-8")
-    display, log = Display(max_steps, standing.progress.step), MetricsLog(directory.path, standing.progress.step)
+    if world.leads:
+        with atomic_file(directory.path / RECIPE_FILE) as temporary:
+            temporary.write_text(dump(s), encoding="utf-8")
+    display = Display(max_steps, standing.progress.step)
+    log = MetricsLog(directory.path, standing.progress.step, writes=world.leads)
     interrupted, began_at = Interrupt(), standing.progress.position
     predicted, seconds = forecast(training, remembered(training)), list[float]()
+    should_stop = world.any(interrupted)
 
     def save(*, show: bool) -> None:
         def write(folder: Path) -> None:
@@ -55,7 +81,8 @@ def fit(training: Training, directory: RunDirectory) -> int:
 
     def evaluate_and_save() -> bool:
         """Returns whether the patience is at its end."""
-        result = training.evaluate(interrupted)
+        result = world.same(training.evaluate(should_stop))
+        reshard(model)
         standing.evaluated = result is not None
         if result is None:
             return False
@@ -76,7 +103,7 @@ def fit(training: Training, directory: RunDirectory) -> int:
         display.step(report)
         seconds.append(report.seconds)
         step = standing.progress.step
-        if sample is not None and sample_every and step % sample_every == 0 and step < max_steps:
+        if sample is not None and world.leads and sample_every and step % sample_every == 0 and step < max_steps:
             display.note(f"sample: {sample()}")
         return (step % eval_every == 0 or step == max_steps) and evaluate_and_save()
 
@@ -89,8 +116,8 @@ def fit(training: Training, directory: RunDirectory) -> int:
         if not out_of_patience:
             train(
                 model,
-                training.batches,
-                training.objective,
+                world.share(training.batches),
+                world.join(training.objective),
                 optimizer,
                 schedule=make_schedule(s.schedule, s.learning_rate, s.warmup_steps, max_steps),
                 max_steps=max_steps,
@@ -98,9 +125,10 @@ def fit(training: Training, directory: RunDirectory) -> int:
                 accumulate=s.accumulate,
                 clip_norm=s.clip_norm,
                 after_step=after_step,
-                should_stop=interrupted,
+                should_stop=should_stop,
+                sum_up=partial(world.sum_up, model),
             )
-        if interrupted():
+        if should_stop():
             save(show=standing.best is None)
             display.note(f"stopped at step {standing.progress.step:,}; the same command goes on from there")
         for line in compare(predicted, peak_memory_bytes(), sum(seconds), len(seconds)):

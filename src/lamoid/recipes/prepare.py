@@ -96,6 +96,7 @@ def prepare(
     lies beside the other, in HELDOUT_FOLDER.
     """
     from lamoid.checkpoints.store import atomic_directory
+    from lamoid.training.distributed import current
 
     settings = {
         "version": STORE_VERSION,
@@ -110,11 +111,12 @@ def prepare(
         settings["layout"] = layout
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     store = store_path(key)
-    if store.is_dir():
-        notify(f"text: tokenized before, in {store}")
-        return open_store(key, tokenizer)
-    with atomic_directory(store) as temporary:
-        _build(temporary, sources, tokenizer, (kind, vocab_size), settings | {"key": key}, notify)
+    with current().in_turn():
+        if store.is_dir():
+            notify(f"text: tokenized before, in {store}")
+            return open_store(key, tokenizer)
+        with atomic_directory(store) as temporary:
+            _build(temporary, sources, tokenizer, (kind, vocab_size), settings | {"key": key}, notify)
     return open_store(key, tokenizer)
 
 

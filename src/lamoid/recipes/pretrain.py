@@ -1,7 +1,6 @@
 """`lamoid pretrain`: a folder of text -> a model that writes; or an encoder, or a Transformer from pairs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lamoid.errors import UsageError
@@ -21,23 +20,14 @@ class Recipe(PretrainSettings):
 
 def run(recipe: Recipe) -> int:
     """Prepare the text, fill in what was not given, train, and say where the model lies."""
-    from lamoid.checkpoints.run_directory import RunDirectory
-    from lamoid.recipes.fit import fit
+    from lamoid.recipes.fit import fit_in_directory
     from lamoid.recipes.load import keep_apart
-    from lamoid.recipes.resume import with_earlier
 
     if not recipe.data or not recipe.out:
         raise UsageError("--data and --out are needed, such as: lamoid pretrain --data my_folder/ --out runs/mine")
     if recipe.init:
         keep_apart(recipe.init, recipe.out)
-    with RunDirectory(Path(recipe.out), keep=recipe.keep, notify=say) as directory:
-        training = ready(with_earlier(recipe, directory.path))
-        code = fit(training, directory)
-    if training.compare is not None and directory.steps()[-1:] == [training.settings.max_steps]:
-        training.compare()
-    if code == 0:
-        say(f"the best model is in {recipe.out}; try: {training.hint}")
-    return code
+    return fit_in_directory(recipe, ready)
 
 
 def ready(recipe: PretrainSettings) -> "Training":

@@ -16,13 +16,14 @@ from lamoid.errors import CheckpointError, UsageError
 from lamoid.recipes.recipe import load
 from lamoid.recipes.settings import TrainingSettings
 from lamoid.tokenizers.tokenizer import Tokenizer
+from lamoid.training.distributed import current, is_sharded, placed_like
 from lamoid.training.loop import Progress
 from lamoid.training.state import capture, restore
 
 R = TypeVar("R", bound=TrainingSettings)
 RECIPE_FILE = "recipe.yaml"
 MAY_CHANGE = {
-    *("out", "threads", "device", "resume", "force"),
+    *("out", "threads", "device", "resume", "force", "parallel", "rank_timeout_s"),
     *("data", "tokenizer", "template", "skip_bad"),  # these are compared by what they amount to
     *(
         "epochs",
@@ -73,11 +74,26 @@ def write_checkpoint(
     standing: Standing,
     identity: dict[str, Any],
 ) -> None:
-    """Write model, tokenizer and training state into a folder that the caller makes final."""
-    form.write(directory)
-    (directory / FOLDER).mkdir()
+    """Write model, tokenizer and training state into a folder that the caller makes final.
+
+    Of several processes the first does it, into a folder of its choice, with what the others hold of the model; each
+    writes its own shards of the optimizer's state.
+    """
+    world = current()
+    directory = world.same(directory)
+    with world.gathered(model):
+        if world.leads:
+            form.write(directory)
+            (directory / FOLDER).mkdir(exist_ok=True)
     tensors, plain = capture(model, optimizer, standing.progress)
-    save_file(tensors, directory / FOLDER / TENSORS_FILE)
+    if is_sharded(model):
+        from lamoid.checkpoints.shards import write_shards
+
+        write_shards(directory / FOLDER, tensors)
+    elif world.leads:
+        save_file(tensors, directory / FOLDER / TENSORS_FILE)
+    if not world.leads:
+        return
     own = {key: value for key, value in asdict(standing).items() if key != "progress"}
     text = json.dumps(plain | {"standing": own, "identity": identity}, indent=2)
     (directory / FOLDER / PLAIN_FILE).write_text(text + "\n", encoding="utf-8")
@@ -108,7 +124,7 @@ def read_checkpoint(
             f"the last bits of its numbers may differ"
         )
     _load_trained(model, form.read(directory), directory)
-    progress = restore(model, optimizer, load_file(directory / FOLDER / TENSORS_FILE), plain)
+    progress = restore(model, optimizer, _read_tensors(directory / FOLDER, model), plain)
     return Standing(progress, **plain["standing"])
 
 
@@ -118,9 +134,20 @@ def identity(s: TrainingSettings, data_key: str, tokenizer: Tokenizer) -> dict[s
     return {"data": data_key, "tokenizer": tokenizer.fingerprint(), **settings}
 
 
+def _read_tensors(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state, whole or in shards as the model lies, whichever way it was written."""
+    if (folder / TENSORS_FILE).is_file() and not is_sharded(model):
+        return load_file(folder / TENSORS_FILE)
+    from lamoid.checkpoints.shards import read_shards
+
+    return read_shards(folder, dict(model.named_parameters()))
+
+
 def _load_trained(model: nn.Module, state: Mapping[str, Tensor], directory: Path) -> None:
     """Frozen parameters may be absent, trained ones not."""
-    missing, unexpected = model.load_state_dict(state, strict=False)
+    own = dict(model.named_parameters(remove_duplicate=False))
+    placed = {name: placed_like(tensor, own[name]) if name in own else tensor for name, tensor in state.items()}
+    missing, unexpected = model.load_state_dict(placed, strict=False)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     wrong = [*unexpected, *(trained & set(missing))]
     if wrong:

@@ -79,6 +79,12 @@ class TrainingSettings:
     gradient_checkpointing: bool = option(False, "recompute blocks in the backward pass: less memory, more time")
     tensorboard: bool = option(False, "also write metrics for TensorBoard, into tensorboard/ of the run")
     resume: str = option("", "go on from this checkpoint (default: the newest in --out)")
+    parallel: str = option(
+        "data",
+        "under torchrun: the whole model in every process, or a shard of it in each",
+        choices=("data", "sharded"),
+    )
+    rank_timeout_s: int = option(1800, "under torchrun: how long a process waits for another one that does not answer")
     force: bool = option(False, "go on although data, tokenizer or model differ from the run's")
 
 

@@ -65,12 +65,14 @@ def train(
     max_skipped_in_a_row: int = 5,
     after_step: Callable[[StepReport], bool | None] = lambda report: None,
     should_stop: Callable[[], bool] = lambda: False,
+    sum_up: Callable[[float, int], tuple[float, int]] = lambda loss_sum, n_trained: (loss_sum, n_trained),
 ) -> Outcome:
     """Train until `max_steps`, or until `should_stop()` or `after_step(report)` says True.
 
     A stop during a step discards it: `progress` then stands before it, as if it had not begun. A step whose loss or
     gradient is not finite changes nothing but the counters; `max_skipped_in_a_row` of them raise RunError.
-    Raises DataError when as many steps in a row have no trained token.
+    Raises DataError when as many steps in a row have no trained token. Of several processes each gets its part of a batch;
+    `sum_up` adds the gradients, the sum of the loss and the trained tokens of all of them.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     skipped_in_a_row = 0
@@ -87,6 +89,7 @@ def train(
             if count:
                 loss.backward()
                 loss_sum, n_trained = loss_sum + float(loss.detach()), n_trained + count
+        loss_sum, n_trained = sum_up(loss_sum, n_trained)
         rate = schedule(progress.step)
         mean_loss = loss_sum / n_trained if n_trained else math.nan
         norm = gradient_norm(parameters) / max(n_trained, 1)

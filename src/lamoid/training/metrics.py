@@ -1,6 +1,7 @@
 """What a run reports: a line of JSON a step in metrics.jsonl, and a line in the terminal."""
 
 import json
+import os
 import resource
 import sys
 import time
@@ -19,10 +20,13 @@ _STATUS = Path("/proc/self/status")
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl. A run that goes on from a step first drops the lines behind it, which it will write again."""
+    """Appends to metrics.jsonl. A run that goes on from a step first drops the lines behind it, which it will write again.
 
-    def __init__(self, directory: Path, resumed_at: int) -> None:
-        file = directory / METRICS_FILE
+    Of several processes one alone `writes`.
+    """
+
+    def __init__(self, directory: Path, resumed_at: int, *, writes: bool = True) -> None:
+        file = directory / METRICS_FILE if writes else Path(os.devnull)
         kept = [line for line in _complete_lines(file) if json.loads(line)["step"] <= resumed_at]
         file.write_text("".join(kept), encoding="utf-8")
         self._directory, self._file = directory, file.open("a", encoding="utf-8")
