@@ -2,13 +2,22 @@
 
 import difflib
 import importlib
+import os
 
 from lamoid.errors import UsageError
 from lamoid.recipes.lab.experiment import Experiment
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else torch's profiler talks; it reads this when torch is imported
+
 EXPERIMENTS = {
     "rmsnorm-speed": "lamoid.recipes.lab.rmsnorm_speed",
     "rope-relative": "lamoid.recipes.lab.rope_relative",
+    "order-matters": "lamoid.recipes.lab.order_matters",
+    "score-scaling": "lamoid.recipes.lab.score_scaling",
+    "kv-cache": "lamoid.recipes.lab.kv_cache",
+    "flash-memory": "lamoid.recipes.lab.flash_memory",
+    "tokenizers": "lamoid.recipes.lab.tokenizers",
+    "norm-gradients": "lamoid.recipes.lab.norm_gradients",
 }
 """Name -> the module whose EXPERIMENT it is."""
 
