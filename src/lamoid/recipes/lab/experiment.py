@@ -58,7 +58,7 @@ class Experiment:
     @property
     def about(self) -> str:
         """The docstring of its file."""
-        return inspect.getdoc(inspect.getmodule(self.measure)) or ""
+        return inspect.getdoc(inspect.getmodule(self.judge)) or ""
 
 
 def decide(seen: Effect, at_least: float) -> Verdict:
@@ -66,6 +66,13 @@ def decide(seen: Effect, at_least: float) -> Verdict:
     if seen.low >= at_least:
         return "holds"
     return "does not hold here" if seen.high < at_least else "undecided"
+
+
+def decide_at_most(seen: Effect, most: float) -> Verdict:
+    """holds: the whole interval lies at or below the bound; does not hold here: above it; undecided: the bound is inside."""
+    if seen.high <= most:
+        return "holds"
+    return "does not hold here" if seen.low > most else "undecided"
 
 
 def decide_exactly(is_so: bool) -> Verdict:

@@ -18,6 +18,13 @@ EXPERIMENTS = {
     "flash-memory": "lamoid.recipes.lab.flash_memory",
     "tokenizers": "lamoid.recipes.lab.tokenizers",
     "norm-gradients": "lamoid.recipes.lab.norm_gradients",
+    "gqa-speed": "lamoid.recipes.lab.gqa_speed",
+    "norm-place": "lamoid.recipes.lab.norm_place",
+    "positions": "lamoid.recipes.lab.positions",
+    "extrapolation": "lamoid.recipes.lab.extrapolation",
+    "activations": "lamoid.recipes.lab.activations",
+    "gqa-quality": "lamoid.recipes.lab.gqa_quality",
+    "adamw": "lamoid.recipes.lab.adamw",
 }
 """Name -> the module whose EXPERIMENT it is."""
 

@@ -62,7 +62,7 @@ def perform(experiment: Experiment, out: Path, *, trial: bool) -> dict[str, Any]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder} cannot be made: {error.strerror}; choose another --out") from error
-    code = hashlib.sha256(Path(inspect.getfile(experiment.measure)).read_bytes()).hexdigest()[:20]
+    code = hashlib.sha256(Path(inspect.getfile(experiment.judge)).read_bytes()).hexdigest()[:20]
     identity = {"settings": json.loads(json.dumps(settings)), "machine": machine(), "code": code}
     record = _read(folder / FACTS)
     if record is None or {key: record.get(key) for key in identity} != identity or "missing" in record["facts"]:

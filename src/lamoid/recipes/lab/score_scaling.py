@@ -11,7 +11,6 @@ the trace of the softmax's Jacobian diag(w) − w wᵀ: what it passes back. Eac
 import torch
 
 from lamoid.inspect.charts import line_chart
-from lamoid.nn.attention import attend_explicitly
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, Table, decide, in_units
 from lamoid.recipes.lab.experiment import decide_exactly as exactly
 from lamoid.recipes.lab.paired import differences, effect, slope
@@ -34,11 +33,10 @@ def measure(s: Settings, keep: Keep) -> Facts:
 
 
 def _measure(size: int, scale: float | None, seed: int, n_queries: int, n_keys: int) -> tuple[float, float, float]:
-    """The weights are what attention itself gives for values that are the unit vectors."""
     generator = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(1, 1, n, size, generator=generator) for n in (n_queries, n_keys))
     scores = q @ k.transpose(-2, -1) * (size**-0.5 if scale is None else scale)
-    w = attend_explicitly(q, k, torch.eye(n_keys)[None, None], None, causal=False, scale=scale)
+    w = scores.softmax(-1)
     entropy = -(w * w.clamp_min(1e-38).log()).sum(-1).mean()
     return float(scores.var()), float(entropy), float((1 - w.square().sum(-1)).mean())
 
