@@ -71,3 +71,9 @@ def test_ticks_cover_the_values_and_are_few(values):
 )
 def test_numbers_are_short(value, text):
     assert number(value) == text
+
+
+def test_no_two_of_sixteen_lines_look_alike():
+    root = ElementTree.fromstring(line_chart("t", "x", "y", {str(i): [(1, i), (2, i)] for i in range(16)}))
+    looks = [(line.get("stroke"), line.get("stroke-dasharray")) for line in root.iter(f"{SVG}polyline")]
+    assert len(set(looks)) == 16

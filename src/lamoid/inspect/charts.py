@@ -51,7 +51,7 @@ def line_chart(
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(y):.1f}" y2="{up(y):.1f}"/>')
         parts.append(_text(LEFT - 8, up(y) + 4, number(y), "soft", anchor="end"))
     for number_of, (name, curve) in enumerate(series.items()):
-        colour, dash = f"var(--c{number_of % COLOURS})", DASHES[number_of // 2 % len(DASHES)]
+        colour, dash = f"var(--c{number_of % COLOURS})", DASHES[(number_of // 2 + number_of // COLOURS) % len(DASHES)]
         places = [(across(p[0]), up(p[1])) for p in curve]
         if len(curve) and len(curve[0]) == 4:
             edge = [(across(p[0]), up(p[3])) for p in curve] + [(across(p[0]), up(p[2])) for p in reversed(curve)]
