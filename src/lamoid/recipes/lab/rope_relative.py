@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from lamoid.inspect.charts import line_chart
+from lamoid.inspect.part_figures import rope_bound
 from lamoid.nn.absolute_positions import SinusoidalPositions
-from lamoid.nn.positions import RoPE, rope_frequencies, rotate, rotate_interleaved
+from lamoid.nn.positions import RoPE, rotate, rotate_interleaved
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, Table, decide_exactly
 
 NAMES = {"bound": "the paper's bound", "equal": "equal vectors", "independent": "independent (RMS)"}
@@ -42,11 +43,9 @@ def measure(s: Settings, keep: Keep) -> Facts:
     halves = torch.cat((torch.arange(0, size, 2), torch.arange(1, size, 2)))
     angles = rope(torch.arange(n_vectors)[None] * 37)
     layouts = (rotate(q[..., halves], *angles) - rotate_interleaved(q, *angles)[..., halves]).abs().max()
-    theta = rope_frequencies(size, s["base"]).double()
-    curves: dict[str, list[float]] = {"bound": [], "equal": [], "independent": []}
+    bound = rope_bound(rope, length + 1)[1:].tolist()
+    curves: dict[str, list[float]] = {"bound": bound, "equal": [], "independent": []}
     for distance in range(1, length + 1):
-        sums = torch.polar(torch.ones_like(theta), distance * theta).cumsum(0)
-        curves["bound"].append(float(sums.abs().mean()) * 2 / (len(theta) + 1))
         curves["equal"].append(float(((q * at(q, distance)).sum(-1) / q.square().sum(-1)).mean()))
         curves["independent"].append(float((q * at(k, distance)).sum(-1).square().mean().sqrt()) / math.sqrt(size))
     return {
