@@ -110,7 +110,7 @@ def test_readme_tree_is_the_disk():
     assert drawn == on_disk
 
 
-BUDGETS = [("models/*.py", 250), ("training/loop.py", 200), ("*/*.py", 320), ("cli.py", 120)]
+BUDGETS = [("models/*.py", 250), ("training/loop.py", 200), ("*/*.py", 320), ("recipes/lab/*.py", 120), ("cli.py", 120)]
 
 
 def test_files_stay_small():
@@ -149,7 +149,7 @@ def test_rows_name_tests_that_exist():
         assert (ROOT / file).is_file(), f"docs/rows.md names {file}, which is not there"
         if test:
             assert re.search(rf"def {test}\b", (ROOT / file).read_text(encoding="utf-8")), f"{file} has no {test}"
-    for command in re.findall(r"`lamoid ([a-z-]+(?: (?:train|show))?)", text):
+    for command in re.findall(r"`lamoid ([a-z-]+(?: (?:train|show|list|run|report))?)", text):
         assert command in VERBS, f"docs/rows.md names lamoid {command}, which is no verb"
     for proof in re.findall(r"`(docs/proofs/[\w.-]+)`", text):
         assert (ROOT / proof).is_file(), f"docs/rows.md names {proof}, which is not there"

@@ -32,6 +32,9 @@ VERBS = {
     "merge": ("lamoid.recipes.merge", "a LoRA or QLoRA and its base, as one model"),
     "get": ("lamoid.recipes.get", "fetch a named model, once"),
     "models": ("lamoid.recipes.models", "list the models that were fetched, and those that can be"),
+    "lab list": ("lamoid.recipes.lab.list_experiments", "the experiments about the parts of a Llama, and their rules"),
+    "lab run": ("lamoid.recipes.lab.run_experiment", "one experiment: its table, picture and verdict"),
+    "lab report": ("lamoid.recipes.lab.write_report", "all experiments, on one page"),
 }
 """Verb -> (module with a dataclass `Recipe` and `run(recipe)`, what it does)."""
 

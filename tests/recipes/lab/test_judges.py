@@ -1,0 +1,141 @@
+"""Each rule says holds, does not hold here and undecided where it should: on made-up measurements."""
+
+import numpy as np
+import pytest
+
+from lamoid.recipes.lab import activations, adamw, extrapolation, gqa_quality, norm_place, positions, rmsnorm_speed
+from lamoid.recipes.lab.experiment import Check, together
+from lamoid.recipes.lab.experiments import find
+from lamoid.recipes.lab.paired import Effect
+
+SEEDS = 6
+
+
+def runs(differences, noise=0.002, **more):
+    """Facts of arms whose losses are 3 + the seed's share + the arm's difference + noise."""
+    random = np.random.default_rng(0)
+    common = random.normal(0, 0.1, SEEDS)
+    return {
+        "runs": {
+            name: [
+                {
+                    "loss": 3 + common[i] + difference + random.normal(0, noise),
+                    **{"diverged": False, "parameters": 1000, "step_s": 0.1, "curve": [[1, 5.0], [2, 4.0]]},
+                }
+                for i in range(SEEDS)
+            ]
+            for name, difference in differences.items()
+        },
+        **more,
+    }
+
+
+def verdicts(module, facts) -> list[str]:
+    checks = module.judge(facts)
+    assert all(isinstance(check, Check) and check.numbers for check in checks)
+    return [check.verdict for check in checks]
+
+
+HOLDS, FAILS, OPEN = "holds", "does not hold here", "undecided"
+NORMS = {norm_place.PRE: 0.0, norm_place.PRE_COLD: 0.01, norm_place.POST: 0.1}
+
+
+@pytest.mark.parametrize(
+    ("post_cold", "bare", "noise", "expected"),
+    [
+        (1.0, 2.0, 0.002, [HOLDS, HOLDS, HOLDS]),
+        (0.12, 0.01, 0.002, [FAILS, HOLDS, FAILS]),
+        (0.3, 2.0, 0.5, [OPEN, OPEN, HOLDS]),
+    ],
+)
+def test_norm_place(post_cold, bare, noise, expected):
+    arms = NORMS | {norm_place.POST_COLD: post_cold, norm_place.BARE: bare}
+    assert verdicts(norm_place, runs(arms, noise)) == expected
+
+
+def test_pre_ln_that_needs_a_warm_up_fails():
+    arms = NORMS | {norm_place.PRE_COLD: 0.2, norm_place.POST_COLD: 1.0, norm_place.BARE: 2.0}
+    assert verdicts(norm_place, runs(arms))[1] == FAILS
+
+
+def test_activations():
+    arms = dict.fromkeys((*activations.UNGATED, *activations.GATED), 0.0)
+    assert verdicts(activations, runs(arms | {"swiglu": -0.04, "geglu": -0.002})) == [HOLDS, FAILS]
+    assert verdicts(activations, runs(arms | {"swiglu": -0.012}, noise=0.02))[0] == OPEN
+
+
+def test_gqa_quality():
+    assert verdicts(gqa_quality, runs({"MHA": 0, "GQA": 0.005, "MQA": 0.02})) == [HOLDS, HOLDS]
+    assert verdicts(gqa_quality, runs({"MHA": 0, "GQA": 0.05, "MQA": -0.01})) == [FAILS, FAILS]
+
+
+def test_positions():
+    arms = dict.fromkeys(positions.KINDS, 0.0) | {"learned": 0.2, "sinusoidal": 0.01, "none": -0.1}
+    assert verdicts(positions, runs(arms, noise=0.02)) == [HOLDS, OPEN, FAILS]
+
+
+def test_extrapolation():
+    facts = runs(dict.fromkeys(positions.KINDS, 0.0))
+    for kind, rise in {"rope": 0.5, "alibi": -0.05, "sinusoidal": 2.0, "none": 1.0, "t5": 0.1, "shaw": 0.0}.items():
+        for run in facts["runs"][kind]:
+            run["at_length"] = {"128": run["loss"], "1024": run["loss"] + rise}
+    for run in facts["runs"]["rope"]:
+        run["at_length"]["1024, yarn"] = run["loss"] + 0.2
+    for run in facts["runs"]["learned"]:
+        run["at_length"] = {"128": run["loss"]}
+    assert verdicts(extrapolation, facts) == [HOLDS, HOLDS, HOLDS, HOLDS]
+    table = {row[0]: list(row[1:]) for row in extrapolation.tabulate(facts).rows}
+    assert table["learned"][1] == "" and float(table["rope, yarn"][1]) < float(table["rope"][1])
+    for run in facts["runs"]["alibi"]:
+        run["at_length"]["1024"] = run["loss"] + 0.3
+    assert verdicts(extrapolation, facts)[0] == FAILS
+
+
+@pytest.mark.parametrize(("worst", "expected"), [(0.5, [HOLDS, HOLDS]), (0.02, [FAILS, HOLDS])])
+def test_adamw(worst, expected):
+    grid = {"decays": [0.01, 1.0], "rates": [1e-3, 3e-3]}
+    arms = {}
+    for kind, cost in (("adamw", 0.01), ("adam-l2", worst)):
+        for decay in grid["decays"]:
+            for rate in grid["rates"]:
+                arms[adamw._name(kind, decay, rate)] = cost * (decay == 1.0) + 0.1 * (rate == 1e-3)
+    facts = runs(arms, **grid)
+    assert verdicts(adamw, facts) == expected
+    assert len(adamw.draw(facts)) == 2
+
+
+def test_a_diverged_run_is_counted():
+    facts = runs(dict.fromkeys(positions.KINDS, 0.0))
+    facts["runs"]["alibi"][0] |= {"diverged": True, "curve": []}
+    row = next(row for row in positions.EXPERIMENT.tabulate(facts).rows if row[0] == "alibi")
+    assert row[-1] == 1 and positions.EXPERIMENT.draw(facts)
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(1.3, HOLDS), (1.0, FAILS), (1.075, OPEN)])
+def test_rmsnorm_speed(ratio, verdict):
+    random = np.random.default_rng(0)
+    rounds = (0.001 * np.exp(random.normal(0, 0.02, 11))).tolist()
+    times = {rms: rounds for rms, _ in rmsnorm_speed.KINDS.values()}
+    times |= {
+        n: (ratio * np.exp(random.normal(0, 0.02, 11)) * rounds).tolist() for _, n in rmsnorm_speed.KINDS.values()
+    }
+    assert verdicts(rmsnorm_speed, {"times": [times, times]}) == [verdict, verdict]
+
+
+@pytest.mark.parametrize("curve", ["bound", "equal"])
+def test_rope_that_does_not_decay_fails(curve):
+    rope = find("rope-relative")
+    facts = {"rope": 1e-6, "sinusoidal": 1.0, "layouts": 0.0, "curves": {"bound": [9.0, 8, 7] + [1.0] * 12}}
+    facts["curves"]["equal"] = list(facts["curves"]["bound"])
+    assert together(rope.judge(facts)) == HOLDS
+    facts["curves"][curve] = [1.0] * 15
+    assert together(rope.judge(facts)) == FAILS
+    assert rope.judge(facts | {"rope": 0.01})[0].verdict == FAILS
+
+
+def test_intervals_that_a_bound_divides_are_open():
+    from lamoid.recipes.lab.experiment import decide_at_most
+
+    assert decide_at_most(Effect(0, -1, 1, 0, 5), 1) == HOLDS
+    assert decide_at_most(Effect(0, -1, 1, 0, 5), 0.5) == OPEN
+    assert decide_at_most(Effect(0, 0.6, 1, 0, 5), 0.5) == FAILS

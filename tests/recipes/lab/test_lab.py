@@ -1,0 +1,135 @@
+"""`lamoid lab`: every experiment runs at a trial's size, keeps what it has, and the page holds all of it."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from lamoid.cli import main
+from lamoid.recipes.lab.experiments import EXPERIMENTS, find
+from lamoid.recipes.lab.records import Parts
+
+SOURCE = Path(__file__).parents[3] / "src" / "lamoid" / "recipes" / "lab"
+VERDICTS = {"holds", "does not hold here", "undecided"}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The folder of a whole trial."""
+    out = tmp_path_factory.mktemp("lab")
+    assert main(["lab", "report", "--trial", "--out", str(out)]) == 0
+    return out / "trial"
+
+
+def results(folder):
+    return {r["name"]: r for r in json.loads((folder / "report.json").read_text(encoding="utf-8"))["results"]}
+
+
+def test_every_file_is_an_experiment_of_its_table():
+    named = {SOURCE / f"{module.rpartition('.')[2]}.py" for module in EXPERIMENTS.values()}
+    on_disk = {file for file in SOURCE.glob("*.py") if "EXPERIMENT = " in file.read_text(encoding="utf-8")}
+    assert named == on_disk
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_says_what_it_does(name):
+    experiment = find(name)
+    assert re.search(r"(19|20)\d\d", experiment.about), "the source of its claim"
+    assert set(experiment.trial) <= set(experiment.settings), "a trial changes settings that there are"
+    assert all((experiment.claim, experiment.question, experiment.budget, experiment.rule))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_trial_measures_but_decides_nothing(report, name):
+    result = results(report)[name]
+    assert result["verdict"] == "undecided" and result["reason"]
+    if "missing" in result["facts"]:
+        return
+    assert result["checks"] and {check["verdict"] for check in result["checks"]} <= VERDICTS
+    assert result["table"]["rows"] and {len(r) for r in result["table"]["rows"]} == {len(result["table"]["columns"])}
+    assert result["figures"] and all((report / figure).is_file() for figure in result["figures"])
+
+
+def test_what_is_done_is_kept(report, capsys):
+    before = {file: file.stat().st_mtime_ns for file in report.rglob("facts.json")}
+    assert main(["lab", "report", "--trial", "--out", str(report.parent), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "measuring" not in captured.err.replace("tokenizers: measuring", "")
+    again = json.loads(captured.out)["results"]
+    kept = [r["name"] for r in again if "missing" not in r["facts"]]
+    assert {f: f.stat().st_mtime_ns for f in before if f.parent.name in kept} == {
+        f: t for f, t in before.items() if f.parent.name in kept
+    }
+
+
+class Page(HTMLParser):
+    """What a page fetches, and which of its tags are not closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open, self.links, self.ids = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.fetched += [given[key] for key in ("src", "data", "srcset") if key in given] + [tag] * (tag == "script")
+        self.links += [given["href"]] if "href" in given else []
+        self.ids += [given["id"]] if "id" in given else []
+        self.open += [] if tag in ("meta", "br", "img") else [tag]
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else(report):
+    page = Page()
+    page.feed((report / "report.html").read_text(encoding="utf-8"))
+    assert not page.open and not page.fetched
+    assert page.links == [f"#{name}" for name in EXPERIMENTS] and set(EXPERIMENTS) <= set(page.ids)
+
+
+def test_quick_is_what_trains_nothing(tmp_path, capsys):
+    assert main(["lab", "report", "--trial", "--quick", "--out", str(tmp_path), "--json"]) == 0
+    done = [r["name"] for r in json.loads(capsys.readouterr().out)["results"]]
+    assert done == [name for name in EXPERIMENTS if not find(name).trains]
+
+
+def test_other_settings_are_measured_again(tmp_path):
+    parts, calls = Parts(tmp_path), []
+
+    def measured(value):
+        return lambda: calls.append(value) or value
+
+    assert parts("a", {"n": 1}, measured(1)) == 1 == parts("a", {"n": 1}, measured(2))
+    assert parts("a", {"n": 2}, measured(3)) == 3 and parts("b", {"n": 1}, measured(4)) == 4
+    assert calls == [1, 3, 4]
+    for file in tmp_path.glob("*.json"):
+        file.write_text('{"what": ', encoding="utf-8")
+    assert parts("a", {"n": 1}, measured(5)) == 5, "a damaged part is measured again"
+
+
+def test_one_experiment_prints_its_table_and_verdict(tmp_path, capsys):
+    assert main(["lab", "run", "rope-relative", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "verdict: holds" in said and "rule: " in said and "figure-1.svg" in said
+    assert main(["lab", "run", "rope-relative", "--out", str(tmp_path), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["verdict"] == "holds" and not result["trial"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run"], "an experiment is needed"),
+        (["run", "rope"], "'rope' is no experiment; did you mean rope-relative"),
+        (["report", "--quik"], "did you mean --quick"),
+        (["run", "rope-relative", "--threads", "0"], "threads is 0"),
+    ],
+)
+def test_a_wrong_call_is_refused(words, message, capsys):
+    assert main(["lab", *words]) == 2
+    assert message in capsys.readouterr().err
