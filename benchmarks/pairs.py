@@ -14,12 +14,17 @@ from pathlib import Path
 import torch
 
 
-def parse_arguments(description: str) -> argparse.Namespace:
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """What every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=5, help="times that each system is measured")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write the result as JSON into this folder")
-    arguments = parser.parse_args()
+    return parser
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    arguments = argument_parser(description).parse_args()
     torch.set_num_threads(arguments.threads)
     return arguments
 
