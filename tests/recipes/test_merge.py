@@ -363,6 +363,6 @@ def test_smollm2_merged(smollm2: Path, tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "adapter").mkdir()
     write_adapter(tmp_path / "adapter", model, tokenizer, smollm2)
     out, proof = merge(tmp_path / "adapter")
-    assert proof["drift"]["relative"] <= 1e-5 and proof["drift"]["same_most_likely_token"] == 1
+    assert proof["drift"]["relative"] <= 1e-5 and proof["drift"]["same_most_likely"] == 1
     assert "the same token is most likely at 100.0% of 128 positions" in capsys.readouterr().out
     assert lamoid.load(out)[1].chat_template == tokenizer.chat_template
