@@ -139,15 +139,13 @@ def test_a_killed_task_goes_on_exactly(make_task, reviews, method):
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft calls transformers so
 @pytest.mark.parametrize("method", ["lora", "qlora", "houlsby"])
-def test_every_method_learns_and_merges(make_task, encoder, reviews, tmp_path, capsys, method):
-    run = make_task("run", "classify", reviews, **{"method": method, "heldout-share": 0.2, "max-steps": 240, "learning-rate": 0.005})
+def test_what_every_method_leaves_is_used_and_merged(make_task, encoder, reviews, tmp_path, capsys, method):
+    run = make_task("run", "classify", reviews, **{"method": method, "max-steps": 20})
     assert run.finish() == 0, run.messages()
-    assert last(run)["accuracy"] > 0.9
     assert "are trained" in run.messages() and not (run.out / "model.safetensors").exists()
     texts, merged = tmp_path / "texts.txt", tmp_path / "merged"
     texts.write_text("the film 很好 cuốn sách\nbộ phim terrible\n", encoding="utf-8")
     predictions = said(capsys, run.out, texts)
-    assert [p["label"] for p in predictions] == ["positive", "negative"]
     if method == "lora":
         base = transformers.AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
         check_probabilities(PeftModel.from_pretrained(base, run.out), run.out, texts, predictions)
@@ -159,7 +157,7 @@ def test_every_method_learns_and_merges(make_task, encoder, reviews, tmp_path, c
     whole = transformers.AutoModelForSequenceClassification.from_pretrained(merged)
     assert whole.config.id2label == {0: "negative", 1: "positive"}
     check_probabilities(whole, merged, texts, predictions)
-    assert said(capsys, merged, texts)[0]["label"] == "positive"
+    assert [p["label"] for p in said(capsys, merged, texts)] == [p["label"] for p in predictions]
     drift = json.loads((merged / "certificate.json").read_text(encoding="utf-8"))["drift"]
     assert drift["mean_kl_nats"] < 1e-6 and drift["same_most_likely"] == 1
     assert main(["merge", str(run.out), "--out", str(merged)]) == 2
@@ -227,8 +225,24 @@ def test_a_model_without_a_head_predicts_nothing(encoder, tmp_path, capsys):
     assert "lamoid finetune --task" in capsys.readouterr().err
 
 
-def test_minilm_learns_a_class(minilm, reviews, tmp_path, capsys):
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "houlsby"])
+def test_minilm_learns_a_class(minilm, reviews, tmp_path, method):
     out = tmp_path / "run"
-    flags = ["--task", "classify", "--max-steps", "4", "--batch-rows", "4", "--context", "32"]
+    flags = [
+        "--task",
+        "classify",
+        "--max-steps",
+        "10",
+        "--batch-rows",
+        "4",
+        "--context",
+        "32",
+        "--learning-rate",
+        "2e-3",
+    ]
+    flags += ["--method", method, "--heldout-share", "0.2", "--eval-every", "2", "--threads", "1"]
     assert main(["finetune", str(minilm), "--data", str(reviews), "--out", str(out), *flags]) == 0
-    assert isinstance(lamoid.load(out)[0].head.labels, tuple)
+    assert lamoid.load(out)[0].head.labels == ("negative", "positive")
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [record["heldout_loss"] for record in records if "heldout_loss" in record]
+    assert min(losses) < 0.95 * losses[0], losses
