@@ -99,7 +99,7 @@ def span(work: Path, flags: list[str]) -> dict[str, Any]:
     for file, part in zip(files.values(), (training, heldout), strict=True):
         file.write_text("".join(json.dumps(question) + "\n" for question in part), encoding="utf-8")
     settings = ["--task", "span", "--data", str(files["train"]), "--out", str(work / "run"), "--context", "192"]
-    settings += ["--epochs", "2", "--learning-rate", "2e-4"]
+    settings += ["--epochs", "3", "--learning-rate", "3e-4"]
     assert lamoid(["finetune", str(models_path("minilm")), *settings, *flags]) == 0
     model, tokenizer = load(work / "run")
     asked = read_questions([str(files["test"])]).questions

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NEIGHBOURS, WORDS, MOST_TRAINED, MOST_HELDOUT, HELDOUT_EVERY = 3, (6, 45), 1200, 400, 5
+NEIGHBOURS, WORDS, MOST_TRAINED, MOST_HELDOUT, HELDOUT_EVERY = 3, (6, 45), 3500, 400, 5
 _LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "ensurepip", "pydoc_data"}
 _RETURN = re.compile(r"[.!?]\s+Returns?\s+([^.]{10,150}?)\.(?:\s|$)")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+")
