@@ -13,8 +13,8 @@ from lamoid.data.labelled import (
     count_labels,
     describe_labels,
     encode_labelled,
+    hold_out,
     read_labelled,
-    split_by_label,
 )
 from lamoid.data.padded import LabelledRows
 from lamoid.errors import DataError, UsageError
@@ -176,10 +176,14 @@ def test_imbalance_is_said():
 # ---- held out
 
 
+def split(examples, share, seed):
+    return hold_out(examples, share, seed, lambda e: (e.text, e.pair or ""), lambda e: e.label)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
 def test_every_label_is_held_out_in_proportion(share):
     counts = {"many": 400, "some": 40, "few": 4, "two": 2, "one": 1}
-    training, heldout = split_by_label(made(counts), share, seed=0)
+    training, heldout = split(made(counts), share, seed=0)
     held = Counter(e.label for e in heldout)
     assert held == {label: max(round(share * n), 1) for label, n in counts.items() if n > 1}
     assert len(training) + len(heldout) == sum(counts.values())
@@ -187,24 +191,24 @@ def test_every_label_is_held_out_in_proportion(share):
 
 def test_the_choice_depends_on_text_and_seed_alone():
     examples = made({"a": 50, "b": 30})
-    texts = {e.text for e in split_by_label(examples, 0.2, seed=1)[1]}
-    assert texts == {e.text for e in split_by_label(examples[::-1], 0.2, seed=1)[1]}
-    assert texts != {e.text for e in split_by_label(examples, 0.2, seed=2)[1]}
+    texts = {e.text for e in split(examples, 0.2, seed=1)[1]}
+    assert texts == {e.text for e in split(examples[::-1], 0.2, seed=1)[1]}
+    assert texts != {e.text for e in split(examples, 0.2, seed=2)[1]}
 
 
 def test_equal_texts_go_the_same_way():
     examples = made({"a": 200, "b": 200}, texts=lambda label, i: f"văn bản {i % 40}")
-    training, heldout = split_by_label(examples, 0.2, seed=0)
+    training, heldout = split(examples, 0.2, seed=0)
     assert not {e.text for e in training} & {e.text for e in heldout}
     assert training and heldout
 
 
 def test_nothing_to_hold_out_is_an_error():
     with pytest.raises(DataError, match="none can be held out"):
-        split_by_label(made({"a": 1, "b": 1}), 0.5, seed=0)
+        split(made({"a": 1, "b": 1}), 0.5, seed=0)
     for share in (0, 1, -1, 2):
         with pytest.raises(UsageError, match="held-out share"):
-            split_by_label(made({"a": 5, "b": 5}), share, seed=0)
+            split(made({"a": 5, "b": 5}), share, seed=0)
 
 
 # ---- rows

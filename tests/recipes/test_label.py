@@ -8,12 +8,19 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from peft import PeftModel
 
 import lamoid
 from lamoid.cli import main
+from lamoid.data.padded import LabelledRows
+from lamoid.models.heads import attach_head
+from lamoid.recipes.label import Task, _evaluate
+from lamoid.tokenizers.framing import Framed
+from lamoid.training.encoder_objectives import class_loss, on_labels
 
 GOOD = ["tốt", "good", "很好", "좋아요", "wonderful", "tuyệt vời"]
 BAD = ["tệ", "bad", "很差", "싫어요", "terrible", "kinh khủng"]
@@ -76,13 +83,8 @@ def test_classes_are_learned_and_transformers_says_the_same(make_task, reviews, 
     predictions = said(capsys, run.out, texts)
     assert [p["label"] for p in predictions] == ["positive", "negative"]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(run.out)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(run.out)
-    with torch.no_grad():
-        logits = model(**tokenizer(texts.read_text(encoding="utf-8").splitlines(), padding=True, return_tensors="pt"))[
-            0
-        ]
-    own = torch.tensor([[p["probabilities"][model.config.id2label[i]] for i in range(2)] for p in predictions])
-    torch.testing.assert_close(own, logits.softmax(-1), rtol=1e-4, atol=1e-5)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    check_probabilities(model, run.out, texts, predictions)
 
 
 def test_tags_are_learned(make_task, tmp_path, capsys):
@@ -93,7 +95,7 @@ def test_tags_are_learned(make_task, tmp_path, capsys):
                 words, tag = generator.choice([(GOOD, "GOOD"), (BAD, "BAD"), (THINGS, "O")])
                 out.write(f"{generator.choice(generator.choice(words).split())} {tag}\n")
             out.write("\n")
-    run = make_task("run", "tokens", data)
+    run = make_task("run", "tokens", data, **{"max-steps": 120, "heldout-share": 0.2})
     assert run.finish() == 0, run.messages()
     assert last(run)["accuracy"] > 0.95
     texts = tmp_path / "texts.txt"
@@ -120,8 +122,9 @@ def test_spans_are_learned_in_windows(make_task, tmp_path, capsys):
     assert context[answer["start"] :].startswith(answer["answer"])
 
 
-def test_a_killed_task_goes_on_exactly(make_task, reviews):
-    reference, run = make_task("reference", "classify", reviews), make_task("killed", "classify", reviews)
+@pytest.mark.parametrize("method", ["full", "qlora"])
+def test_a_killed_task_goes_on_exactly(make_task, reviews, method):
+    reference, run = (make_task(name, "classify", reviews, method=method) for name in ("reference", "killed"))
     assert reference.finish() == 0, reference.messages()
     for goal in (5, 25, 45):
         process = run.start()
@@ -132,6 +135,62 @@ def test_a_killed_task_goes_on_exactly(make_task, reviews):
         process.join()
     assert run.finish() == 0, run.messages()
     assert run.numbers() == reference.numbers() and run.weights() == reference.weights()
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft calls transformers so
+@pytest.mark.parametrize("method", ["lora", "qlora", "houlsby"])
+def test_what_every_method_leaves_is_used_and_merged(make_task, encoder, reviews, tmp_path, capsys, method):
+    run = make_task("run", "classify", reviews, **{"method": method, "max-steps": 20})
+    assert run.finish() == 0, run.messages()
+    assert "are trained" in run.messages() and not (run.out / "model.safetensors").exists()
+    texts, merged = tmp_path / "texts.txt", tmp_path / "merged"
+    texts.write_text("the film 很好 cuốn sách\nbộ phim terrible\n", encoding="utf-8")
+    predictions = said(capsys, run.out, texts)
+    if method == "lora":
+        base = transformers.AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
+        check_probabilities(PeftModel.from_pretrained(base, run.out), run.out, texts, predictions)
+    assert main(["merge", str(run.out), "--out", str(merged)]) == (2 if method == "houlsby" else 0)
+    if method == "houlsby":
+        assert "cannot be merged" in capsys.readouterr().err
+        return
+    assert "mean KL divergence" in capsys.readouterr().out
+    whole = transformers.AutoModelForSequenceClassification.from_pretrained(merged)
+    assert whole.config.id2label == {0: "negative", 1: "positive"}
+    check_probabilities(whole, merged, texts, predictions)
+    assert [p["label"] for p in said(capsys, merged, texts)] == [p["label"] for p in predictions]
+    drift = json.loads((merged / "certificate.json").read_text(encoding="utf-8"))["drift"]
+    assert drift["mean_kl_nats"] < 1e-6 and drift["same_most_likely"] == 1
+    assert main(["merge", str(run.out), "--out", str(merged)]) == 2
+    assert main(["merge", str(run.out), "--out", str(tmp_path / "m"), "--quantize", "q8_0"]) == 2
+    assert "holds Llamas alone" in capsys.readouterr().err
+    again = make_task("again", "classify", reviews)
+    again.verb = ("finetune", str(run.out))
+    assert again.finish() == 3 and "lamoid merge" in again.messages().splitlines()[-1]
+
+
+def check_probabilities(model, directory: Path, texts: Path, predictions: list[dict]) -> None:
+    """Those of transformers' model (labels in the order negative, positive) are ours."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    encoded = tokenizer(texts.read_text(encoding="utf-8").splitlines(), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        found = model.eval()(**encoded).logits.softmax(-1)
+    own = torch.tensor([[p["probabilities"][label] for label in ("negative", "positive")] for p in predictions])
+    torch.testing.assert_close(own, found, rtol=1e-4, atol=1e-5)
+
+
+def test_an_evaluation_runs_the_encoder_once(encoder):
+    """Loss and figures come from the same logits, here one batch of three rows."""
+    model = attach_head(lamoid.load(encoder)[0], "token", 0, ("a", "b"))
+    rows = [np.array(row) for row in ([2, 7, 3], [2, 3], [2, 8, 9, 3])]
+    framed = [Framed(row, row * 0, row * 0, np.zeros((len(row), 2), int)) for row in rows]
+    table = LabelledRows(framed, [[i % 2 for i in range(len(row))] for row in rows], 3, 0, 0)
+    task = Task(table, table, ("a", "b"), class_loss, lambda logits: {"rows": len(logits[0])})
+    runs = []
+    model.encoder.register_forward_hook(lambda *_: runs.append(1))
+    result = _evaluate(model, task)(lambda: False)
+    assert runs == [1] and result.figures == {"rows": 3}
+    loss, n = on_labels(class_loss)(model.eval(), next(iter(table.in_order())))
+    assert result.loss == pytest.approx(float(loss.detach()) / n)
 
 
 @pytest.mark.parametrize(
@@ -166,8 +225,24 @@ def test_a_model_without_a_head_predicts_nothing(encoder, tmp_path, capsys):
     assert "lamoid finetune --task" in capsys.readouterr().err
 
 
-def test_minilm_learns_a_class(minilm, reviews, tmp_path, capsys):
+@pytest.mark.parametrize("method", ["full", "lora", "qlora", "houlsby"])
+def test_minilm_learns_a_class(minilm, reviews, tmp_path, method):
     out = tmp_path / "run"
-    flags = ["--task", "classify", "--max-steps", "4", "--batch-rows", "4", "--context", "32"]
+    flags = [
+        "--task",
+        "classify",
+        "--max-steps",
+        "10",
+        "--batch-rows",
+        "4",
+        "--context",
+        "32",
+        "--learning-rate",
+        "2e-3",
+    ]
+    flags += ["--method", method, "--heldout-share", "0.2", "--eval-every", "2", "--threads", "1"]
     assert main(["finetune", str(minilm), "--data", str(reviews), "--out", str(out), *flags]) == 0
-    assert isinstance(lamoid.load(out)[0].head.labels, tuple)
+    assert lamoid.load(out)[0].head.labels == ("negative", "positive")
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [record["heldout_loss"] for record in records if "heldout_loss" in record]
+    assert min(losses) < 0.95 * losses[0], losses

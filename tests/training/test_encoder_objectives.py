@@ -1,6 +1,7 @@
 """The losses of encoders against those of transformers' heads, and that accumulation changes nothing."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from lamoid.checkpoints.hf import read_model
 from lamoid.data.padded import EncoderBatch
 from lamoid.nn.losses import IGNORED
-from lamoid.training.encoder_objectives import classes, masked_tokens, span_logits, spans
+from lamoid.training.encoder_objectives import class_loss, head_logits, masked_tokens, on_labels, span_loss
 from lamoid.training.loop import Progress, train
 
 CONFIG = transformers.BertConfig(
@@ -132,10 +133,12 @@ def step_gradients(model, objective, batches):
 
 @pytest.mark.parametrize("sizes", [[1, 5], [3, 3], [2, 1, 3], [1] * 6])
 def test_accumulation_over_unequal_micro_batches_is_one_batch(twins, sizes):
+    spans = torch.tensor([[1, 2], [0, 0], [3, 3]] * 2)
+    weighted = on_labels(partial(class_loss, weights=torch.arange(1.0, 6)))
     cases = [
         (transformers.BertForPreTraining, masked_tokens, {"next_sentence": torch.tensor([0, 1, 1, 0, 1, 1])}),
-        (transformers.BertForSequenceClassification, classes(torch.arange(1.0, 6)), class_labels()),
-        (transformers.BertForQuestionAnswering, spans, {"labels": torch.tensor([[1, 2], [0, 0], [3, 3]] * 2)}),
+        (transformers.BertForSequenceClassification, weighted, class_labels()),
+        (transformers.BertForQuestionAnswering, on_labels(span_loss), {"labels": spans}),
     ]
     for kind, objective, labels in cases:
         model, batch = twins(kind).ours, batch_of(**labels)
@@ -150,7 +153,7 @@ def class_labels():
 
 def test_the_class_loss_is_that_of_transformers(twins):
     model, batch = twins(transformers.BertForSequenceClassification), batch_of(**class_labels())
-    loss, n = classes()(model.ours, batch)
+    loss, n = on_labels(class_loss)(model.ours, batch)
     assert n == 6
     expected = model.theirs(**inputs(batch), labels=batch.labels[:, 0]).loss
     torch.testing.assert_close(loss / n, expected)
@@ -159,7 +162,7 @@ def test_the_class_loss_is_that_of_transformers(twins):
 def test_class_weights_are_torchs(twins):
     model, batch = twins(transformers.BertForSequenceClassification), batch_of(**class_labels())
     weights = torch.tensor([0.5, 2.0, 1.0, 1.5, 0.25])
-    loss, _ = classes(weights)(model.ours, batch)
+    loss, _ = on_labels(partial(class_loss, weights=weights))(model.ours, batch)
     logits = model.theirs(**inputs(batch)).logits.float()
     expected = nn.functional.cross_entropy(logits, batch.labels[:, 0], weights, reduction="sum")
     torch.testing.assert_close(loss, expected)
@@ -168,24 +171,24 @@ def test_class_weights_are_torchs(twins):
 def test_the_token_loss_is_that_of_transformers(twins):
     tags = batch_of().labels.where(batch_of().labels == IGNORED, batch_of().labels % 5)
     model, batch = twins(transformers.BertForTokenClassification), batch_of(labels=tags)
-    loss, n = classes()(model.ours, batch)
+    loss, n = on_labels(class_loss)(model.ours, batch)
     torch.testing.assert_close(loss / n, model.theirs(**inputs(batch), labels=tags).loss)
 
 
 def test_the_span_loss_is_that_of_transformers(twins):
     places = torch.tensor([[1, 2], [0, 0], [3, 5], [2, 2], [4, 5], [0, 1]])
     model, batch = twins(transformers.BertForQuestionAnswering), batch_of(equal=True, labels=places)
-    loss, n = spans(model.ours, batch)
+    loss, n = on_labels(span_loss)(model.ours, batch)
     expected = model.theirs(**inputs(batch), start_positions=places[:, 0], end_positions=places[:, 1]).loss
     torch.testing.assert_close(loss / n, expected)
 
 
 def test_an_answer_cannot_lie_in_padding(twins):
     model, batch = twins(transformers.BertForQuestionAnswering), batch_of(labels=torch.zeros(6, 2, dtype=torch.long))
-    logits = span_logits(model.ours, batch)
+    logits = head_logits(model.ours, batch)
     assert (logits[batch.attention_mask == 0] == -torch.inf).all()
     assert logits[batch.attention_mask == 1].isfinite().all()
-    assert spans(model.ours, batch)[0].isfinite()
+    assert on_labels(span_loss)(model.ours, batch)[0].isfinite()
 
 
 def test_a_batch_without_a_masked_token_trains_nothing(twins):

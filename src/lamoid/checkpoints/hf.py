@@ -40,7 +40,7 @@ def write_model(directory: Path, model: nn.Module, tokenizer: Tokenizer | None) 
 
     Tied embeddings are written once. Weights keep their dtype. Raises UsageError for what transformers has no class for.
     """
-    spelling = _spelling_of(model.config)
+    spelling = spelling_of(model.config)
     described = spelling.describe(model)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     save_file(_packed(spelling, model), directory / WEIGHTS_FILE, metadata={"format": "pt"})
@@ -70,7 +70,7 @@ def read_model(directory: Path, *, dtype: torch.dtype | None = None) -> nn.Modul
     """
     config = read_config(directory)
     raw = read_object(directory / CONFIG_FILE)
-    spelling = _spelling_of(config)
+    spelling = spelling_of(config)
     tensors = _read_tensors(directory)
     try:
         with torch.device("meta"):
@@ -80,7 +80,7 @@ def read_model(directory: Path, *, dtype: torch.dtype | None = None) -> nn.Modul
     tensors = spelling.clean(model, tensors)
     _check_tensors(directory, {name: t.shape for name, t in _packed(spelling, model).items()}, tensors)
     tensors = spelling.unpack(model, tensors)
-    state = {ours: tensors[theirs] for ours, theirs in spelling.names(model).items()}
+    state = {name: tensors[spelling.rename(model, name)] for name, _ in model.named_parameters()}
     if dtype is not None:
         state = {name: tensor.to(dtype) for name, tensor in state.items()}
     model.load_state_dict(state, strict=False, assign=True)  # what is tied is not in `state`
@@ -103,7 +103,7 @@ def read_config(directory: Path) -> Any:
 
 def config_to_hf(config: Any) -> dict[str, Any]:
     """A configuration in Hugging Face's words. Raises UsageError for what they cannot say."""
-    return _spelling_of(config).write_config(config)
+    return spelling_of(config).write_config(config)
 
 
 def config_from_hf(raw: dict[str, Any]) -> Any:
@@ -114,14 +114,14 @@ def config_from_hf(raw: dict[str, Any]) -> Any:
     return SPELLINGS[kind].read_config(raw)
 
 
-def _spelling_of(config: Any) -> Spelling:
+def spelling_of(config: Any) -> Spelling:
+    """How models of this configuration are spelled."""
     return next(spelling for spelling in SPELLINGS.values() if spelling.config is type(config))
 
 
 def _packed(spelling: Spelling, model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a model as a file has them; what is tied is there once."""
-    names = spelling.names(model)
-    packed = spelling.pack(model, {names[name]: p.detach() for name, p in model.named_parameters()})
+    packed = spelling.pack(model, {spelling.rename(model, n): p.detach() for n, p in model.named_parameters()})
     return {name: tensor.contiguous() for name, tensor in packed.items()}
 
 

@@ -42,7 +42,7 @@ CLASSES: dict[str, HeadKind | None] = {
     "RobertaForTokenClassification": "token",
 }
 """transformers' classes, and the head that each has."""
-_KINDS: dict[type, HeadKind] = {
+KINDS: dict[type, HeadKind] = {
     MLMHead: "mlm",
     NSPHead: "nsp",
     PretrainingHead: "pretraining",
@@ -57,7 +57,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "add_cross_attention": (False, None),
     "quantization_config": (None,),
 }
-_MOST_LABELS = 2**16
+MOST_LABELS = 2**16
 _MLM = {"bert": "cls.predictions.", "roberta": "lm_head."}
 _BUFFERS = re.compile(r"(^|\.)embeddings\.(position_ids|token_type_ids)$")
 _ENCODER_PARTS = ("embeddings.", "encoder.", "pooler.")
@@ -121,10 +121,10 @@ def _build(config: BertConfig | RobertaConfig, raw: dict[str, Any], names: Colle
 def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
     n_labels = raw.get("num_labels", 2)
     labels = raw.get("id2label")
-    if labels is None and type(n_labels) is int and 0 < n_labels <= _MOST_LABELS:
+    if labels is None and type(n_labels) is int and 0 < n_labels <= MOST_LABELS:
         return tuple(f"LABEL_{i}" for i in range(n_labels))
-    if not isinstance(labels, dict) or not 0 < len(labels) <= _MOST_LABELS:
-        raise CheckpointError(f"id2label is {str(labels)[:80]}; it must name 1 to {_MOST_LABELS} classes")
+    if not isinstance(labels, dict) or not 0 < len(labels) <= MOST_LABELS:
+        raise CheckpointError(f"id2label is {str(labels)[:80]}; it must name 1 to {MOST_LABELS} classes")
     try:
         return tuple(str(labels[str(i)]) for i in range(len(labels)))
     except KeyError as error:
@@ -134,7 +134,7 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
 def _describe(model: nn.Module) -> dict[str, Any]:
     """The class, and the names of its labels. Raises UsageError for a head that transformers' RoBERTa does not have."""
     prefix = "Bert" if isinstance(model.config, BertConfig) else "Roberta"
-    kind = _KINDS[type(model.head)] if isinstance(model, HeadedEncoder) else None
+    kind = KINDS[type(model.head)] if isinstance(model, HeadedEncoder) else None
     found = [name for name, head in CLASSES.items() if name.startswith(prefix) and head == kind]
     if not found:
         raise UsageError(
@@ -148,24 +148,16 @@ def _describe(model: nn.Module) -> dict[str, Any]:
     return described
 
 
-def _names(model: nn.Module) -> dict[str, str]:
+def _rename(model: nn.Module, name: str) -> str:
     family, heads = _family(model)
-    prefix = f"{family}." if isinstance(model, HeadedEncoder) else ""
-    kind = _KINDS[type(model.head)] if isinstance(model, HeadedEncoder) else ""
-    names: dict[str, str] = {}
-    for name, _ in model.named_parameters():
-        if name.startswith("head."):
-            part = name.removeprefix("head.")
-            group, _, rest = part.partition(".") if kind == "pretraining" else (kind, "", part)
-            theirs = rename(rest, heads[group])
-            if theirs.endswith(".decoder.bias") and _is_tied(model):
-                theirs = theirs.replace(".decoder.bias", ".bias")
-            names[name] = theirs
-        elif name.startswith("pooler."):
-            names[name] = name
-        else:
-            names[name] = prefix + rename(name.removeprefix("encoder."), ENCODER_TENSORS)
-    return names
+    if not isinstance(model, HeadedEncoder):
+        return rename(name.removeprefix("encoder."), ENCODER_TENSORS)
+    if not name.startswith("head."):
+        return f"{family}." + rename(name.removeprefix("encoder."), ENCODER_TENSORS)
+    kind, part = KINDS[type(model.head)], name.removeprefix("head.")
+    group, _, rest = part.partition(".") if kind == "pretraining" else (kind, "", part)
+    theirs = rename(rest, heads[group])
+    return theirs.replace(".decoder.bias", ".bias") if _is_tied(model) else theirs
 
 
 def _family(model: nn.Module) -> tuple[str, dict[str, list[tuple[str, str]]]]:
@@ -213,7 +205,7 @@ BERT, ROBERTA = (
         write_config=write,
         build=_build,
         describe=_describe,
-        names=_names,
+        rename=_rename,
         tie=lambda model: model.tie_weights() if isinstance(model, HeadedEncoder) else None,
         clean=_clean,
         pack=_pack,

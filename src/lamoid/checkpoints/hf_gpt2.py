@@ -59,10 +59,6 @@ def _build(config: GPT2Config, raw: dict[str, Any], names: Collection[str]) -> n
     return GPT2(config)
 
 
-def _names(model: nn.Module) -> dict[str, str]:
-    return {name: rename(name, GPT2_TENSORS) for name, _ in model.named_parameters()}
-
-
 def _clean(model: nn.Module, tensors: Tensors) -> Tensors:
     """Without buffers and copies; the published files have no `transformer.` in front of their names."""
     kept = {name: tensor for name, tensor in tensors.items() if not _BUFFERS.search(name)}
@@ -103,7 +99,7 @@ GPT_2 = Spelling(
     write_config=_write_config,
     build=_build,
     describe=lambda model: {},
-    names=_names,
+    rename=lambda model, name: rename(name, GPT2_TENSORS),
     clean=_clean,
     pack=_pack,
     unpack=_unpack,

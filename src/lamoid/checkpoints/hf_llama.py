@@ -31,6 +31,6 @@ LLAMA = Spelling(
     write_config=llama_config_to_hf,
     build=_build,
     describe=lambda model: {},
-    names=lambda model: {name: llama_to_hf(name) for name, _ in model.named_parameters()},
+    rename=lambda model, name: llama_to_hf(name),
     clean=_clean,
 )

@@ -49,7 +49,7 @@ TRANSFORMER, VARIANT = (
         write_config=partial(_write_config, model_type),
         build=partial(_build, kind),
         describe=lambda model: {"architectures": [type(model).__name__]},
-        names=lambda model: {name: name for name, _ in model.named_parameters()},
+        rename=lambda model, name: name,
         clean=_clean,
     )
     for config, kind, model_type in (

@@ -27,10 +27,6 @@ _LLAMA_TENSORS = [
     (r"layers\.(\d+)\.attention\.", r"model.layers.\1.self_attn."),
     (r"layers\.(\d+)\.feed_forward\.", r"model.layers.\1.mlp."),
 ]
-_TENSORS_OF_HF = [
-    (theirs.replace(".", r"\.").replace(r"\1", r"(\d+)"), ours.replace(r"(\d+)", r"\1").replace(r"\.", "."))
-    for ours, theirs in _LLAMA_TENSORS
-]
 _GGUF_TENSORS = [
     (r"embedding\.", "token_embd."),
     (r"norm\.", "output_norm."),
@@ -55,11 +51,6 @@ _META_TENSORS = [
 def llama_to_hf(name: str) -> str:
     """`layers.0.attention.q_proj.weight` → `model.layers.0.self_attn.q_proj.weight`."""
     return rename(name, _LLAMA_TENSORS)
-
-
-def llama_from_hf(name: str) -> str:
-    """`model.layers.0.self_attn.q_proj.weight` → `layers.0.attention.q_proj.weight`."""
-    return rename(name, _TENSORS_OF_HF)
 
 
 def llama_to_gguf(name: str) -> str:

@@ -1,14 +1,16 @@
 """PEFT directories: an adapter and the name of the model that it stands on. `peft` opens what is written here.
 
-`adapter_config.json` and `adapter_model.safetensors` are peft's, tokenizer and chat template those that a chat needs.
-`lamoid_adapter.json` says what peft has no word for: which base it was, and how that was quantized. Houlsby adapters,
-which peft does not have, look the same under a type name of their own.
+`adapter_config.json` and `adapter_model.safetensors` are peft's, with an encoder's new head among the `modules_to_save`;
+tokenizer and chat template are those that a chat needs. `lamoid_adapter.json` says what peft has no word for: which base
+it was, how that was quantized, and the names of the labels. Houlsby adapters, which peft does not have, look the same
+under a type name of their own.
 """
 
 import dataclasses
-import math
+import hashlib
+import json
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,48 +21,52 @@ from torch import Tensor, nn
 
 from lamoid.adapt.adapters import AdaptedLinear, AdapterConfig, add_adapters
 from lamoid.adapt.lora import LoraConfig, LoraLinear, add_lora
-from lamoid.adapt.nf4 import DTYPES, Nf4Config, Nf4Linear, offsets_of, quantize_base
+from lamoid.adapt.nf4 import Nf4Linear, offsets_of, quantize_base
+from lamoid.adapt.paths import FROZEN
+from lamoid.checkpoints.hf import read_model, spelling_of
+from lamoid.checkpoints.hf_bert import KINDS
 from lamoid.checkpoints.hf_files import CONFIG_FILE
-from lamoid.checkpoints.hf_stream import GENERATION_FILE, open_hf
+from lamoid.checkpoints.hf_stream import GENERATION_FILE
 from lamoid.checkpoints.llama_tensors import listed
-from lamoid.checkpoints.name_maps import llama_from_hf, llama_to_hf
-from lamoid.checkpoints.source import fingerprint
+from lamoid.checkpoints.peft_config import (
+    HOULSBY,
+    OWN_FILE,
+    TASKS,
+    TENSORS_FILE,
+    Quantization,
+    lora_to_peft,
+    read_head,
+    read_labels,
+    read_method,
+    read_quantization,
+)
 from lamoid.checkpoints.store import ADAPTER_FILE, read_object, write_object
 from lamoid.errors import CheckpointError, UsageError
+from lamoid.models.heads import Encoder, HeadedEncoder, HeadKind, PooledEncoder, Pooler, attach_head
 from lamoid.models.llama import Llama
 from lamoid.tokenizers.tokenizer import Tokenizer
 
-TENSORS_FILE, OWN_FILE = "adapter_model.safetensors", "lamoid_adapter.json"
-LORA, HOULSBY = "LORA", "LAMOID_HOULSBY"
 _PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """How the base of a QLoRA was put into NF4: from weights of which dtype, and with which mean scale for each layer."""
-
-    config: Nf4Config
-    weight_dtype: torch.dtype
-    offsets: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
 class SavedAdapter:
-    """What an adapter's directory says. `base` is a path or a name on the Hub; `state` goes by our parameter names.
+    """What an adapter's directory says. `base` is a path or a name on the Hub; `tensors` and targets go by transformers' names.
 
-    `base_tensors` are weights of the base itself, which peft writes beside a LoRA on the output layer.
+    `head` is what an encoder got for its task, None where there is none, and `labels` name its classes.
     """
 
     directory: Path
     base: str
     method: LoraConfig | AdapterConfig
-    state: dict[str, Tensor]
-    base_tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor]
+    head: HeadKind | None = None
+    labels: tuple[str, ...] = ()
     quantization: Quantization | None = None
     fingerprint: str | None = None
 
 
-def write_adapter(directory: Path, model: Llama, tokenizer: Tokenizer | None, base: Path) -> None:
+def write_adapter(directory: Path, model: nn.Module, tokenizer: Tokenizer | None, base: Path) -> None:
     """Write what was trained of an adapted model, into a folder that the caller makes final.
 
     `base` is the Hugging Face directory that the model came from. Raises UsageError where it is something else, since
@@ -70,23 +76,41 @@ def write_adapter(directory: Path, model: Llama, tokenizer: Tokenizer | None, ba
         raise UsageError(f"the base {base} is no Hugging Face directory; make one with: lamoid convert {base} DIR")
     lora, houlsby = _first(model, LoraLinear), _first(model, AdaptedLinear)
     if lora is not None:
-        config = _lora_to_peft(lora.config, _names_of_targets(model))
+        config = lora_to_peft(lora.config, _names_of_targets(model))
     elif houlsby is not None:
         config = {"peft_type": HOULSBY, **dataclasses.asdict(houlsby.adapter.config)}
         config.pop("seed")  # it decided the first weights, which are not there any more
     else:
         raise UsageError("the model has no LoRA and no adapters; write it whole")
-    where = {"base_model_name_or_path": str(base.resolve()), "task_type": "CAUSAL_LM", "inference_mode": True}
-    write_object(directory / ADAPTER_FILE, config | where)
-    write_object(
-        directory / OWN_FILE, {"base_fingerprint": fingerprint(open_hf(base)), "quantization": _quantization(model)}
-    )
+    where = {"base_model_name_or_path": str(base.resolve()), "inference_mode": True}
+    write_object(directory / ADAPTER_FILE, config | where | _task(model))
+    own = {"base_fingerprint": fingerprint(read_model(base)), "quantization": _quantization(model)}
+    labels = getattr(model.head, "labels", None) if isinstance(model, HeadedEncoder) else None
+    write_object(directory / OWN_FILE, own | ({"labels": labels} if labels else {}))
     trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file({_to_peft(n): t for n, t in trained.items()}, directory / TENSORS_FILE, metadata={"format": "pt"})
+    tensors = {_PREFIX + _theirs(model, name): tensor for name, tensor in trained.items()}
+    save_file(tensors, directory / TENSORS_FILE, metadata={"format": "pt"})
     for name, content in (tokenizer.files() if tokenizer is not None else {}).items():
         (directory / name).write_bytes(content)
     if (base / GENERATION_FILE).is_file():
         shutil.copyfile(base / GENERATION_FILE, directory / GENERATION_FILE)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the configuration, of all vectors, and of three rows of each matrix, as float32.
+
+    It tells two models of one shape apart, whatever files they lie in, without reading all of their weights.
+    """
+    shape = {name: value for name, value in dataclasses.asdict(model.config).items() if name != "init_std"}  # type: ignore[call-overload]
+    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    for name, weights in model.named_parameters():
+        rows = (
+            weights.detach()
+            if weights.dim() == 1
+            else weights.detach()[sorted({0, len(weights) // 2, len(weights) - 1})]
+        )
+        digest.update(name.encode() + rows.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_adapter(directory: Path) -> SavedAdapter:
@@ -101,121 +125,76 @@ def read_adapter(directory: Path) -> SavedAdapter:
     base = raw.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{file}: base_model_name_or_path is {base!r:.80}; write there where the base model lies")
-    state = {name: tensor for name, tensor in tensors.items() if not _is_of_base(name)}
-    base_tensors = {n.replace(".base_layer", ""): t for n, t in tensors.items() if _is_of_base(n)}
     try:
-        method = _method(raw, state)
-        quantization = _read_quantization(own.get("quantization"))
+        head = read_head(raw)
+        method = read_method(raw, tensors)
+        labels = read_labels(own.get("labels"), tensors) if head in ("sequence", "token") else ()
+        quantization = read_quantization(own.get("quantization"))
     except (CheckpointError, UsageError) as error:
         raise CheckpointError(f"{file}: {error}") from error
-    print_of_base = own.get("base_fingerprint")
-    return SavedAdapter(directory, base, method, state, base_tensors, quantization, print_of_base)
+    return SavedAdapter(directory, base, method, tensors, head, labels, quantization, own.get("base_fingerprint"))
 
 
-def attach(model: Llama, saved: SavedAdapter, *, dtype: torch.dtype | None = None) -> Llama:
-    """Put a saved adapter on its base, which is quantized first where it was; returns the model, unmerged.
+def attach(model: nn.Module, saved: SavedAdapter, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """Put a saved adapter, and the head that it brings, on its base, which is quantized first where it was; unmerged.
 
     The base comes in the dtype of its files, or in `saved.quantization.weight_dtype`; what is not quantized is then put
-    into `dtype`. Raises CheckpointError naming what belongs to another base (fault F29).
+    into `dtype`. A pooler that the base has is kept unless the adapter brings one. Returns the model. Raises
+    CheckpointError naming what belongs to another base (fault F29).
     """
-    own = dict(model.named_parameters())
-    foreign = [name for name, tensor in saved.base_tensors.items() if not _same(own.get(_tied(model, name)), tensor)]
-    linears = {path for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Nf4Linear)}
-    if isinstance(saved.method, LoraConfig):
-        foreign += [f"{path}, which is not there" for path in saved.method.targets if path not in linears]
+    has_pooler = _first(model, Pooler) is not None
+    if saved.head is not None:
+        if not isinstance(model, Encoder | PooledEncoder | HeadedEncoder):
+            raise CheckpointError(
+                f"{saved.directory} has a head for an encoder; {saved.base} is a {type(model).__name__}"
+            )
+        model = attach_head(model, saved.head, 0, saved.labels)
+    elif not isinstance(model, Llama):
+        raise CheckpointError(f"{saved.directory} is for a Llama; {saved.base} is a {type(model).__name__}")
+    paths, base = _linears(model), _base_tensors(model)
+    targets = saved.method.targets if isinstance(saved.method, LoraConfig) else ()
+    of_base = {name for name in saved.tensors if targets and name.replace(".base_layer", "") in base}
+    foreign = [name for name in of_base if not _same(base[name.replace(".base_layer", "")], saved.tensors[name])]
+    foreign += [f"{target}, which is not there" for target in targets if target not in paths]
     if foreign:
         raise CheckpointError(f"{saved.directory} belongs to another base than {saved.base}: {listed(foreign)}")
+    body = model.encoder if isinstance(model, HeadedEncoder) else model
     try:
         if saved.quantization is not None:
-            quantize_base(model, saved.quantization.config, saved.quantization.offsets)
+            quantize_base(body, saved.quantization.config, saved.quantization.offsets)
         if dtype is not None:
             model.to(dtype)
         if isinstance(saved.method, LoraConfig):
-            add_lora(model, saved.method)
+            own = tuple(paths[target].removeprefix("encoder.") for target in targets)
+            add_lora(body, replace(saved.method, targets=own))
         else:
-            add_adapters(model, saved.method)
+            add_adapters(body, saved.method)
     except UsageError as error:
         raise CheckpointError(f"{saved.directory}: {error}") from error
+    state = by_our_names(model, {name: t for name, t in saved.tensors.items() if name not in of_base})
+    for name, parameter in model.named_parameters():
+        if name.startswith("head."):
+            parameter.requires_grad_(name in state or not (has_pooler and ".pooler." in name))
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-    found = {name: tuple(tensor.shape) for name, tensor in saved.state.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     problems = [
         f"{name} is {found.get(name)}, not {shape}" for name, shape in wanted.items() if found.get(name) != shape
     ]
     problems += [f"{name} is superfluous" for name in found.keys() - wanted.keys()]
     if problems:
         raise CheckpointError(f"{saved.directory} does not fit its base {saved.base}: {listed(problems)}")
-    model.load_state_dict(saved.state, strict=False)
+    model.load_state_dict(state, strict=False)
     return model.eval()
 
 
-def _lora_to_peft(config: LoraConfig, targets: list[str]) -> dict[str, Any]:
-    return {
-        "peft_type": LORA,
-        "r": config.rank,
-        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
-        "lora_dropout": float(config.dropout),
-        "use_rslora": config.rslora,
-        "target_modules": targets,
-        "bias": "none",
-    }
-
-
-_UNDERSTOOD = {"peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora"}
-_WITHOUT_CONSEQUENCE = {
-    *("auto_mapping", "inference_mode", "peft_version", "revision", "runtime_config"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the tensors say where LoRA is
-    *("megatron_core", "qalora_group_size"),  # say nothing without megatron_config and use_qalora
-}
-_HARMLESS_BEGINNINGS = (True, False, None, "gaussian", "orthogonal")  # the others change the weights of the base
-_NOTHING: tuple[Any, ...] = (None, False, [], {}, "none")
-
-
-def _method(raw: dict[str, Any], state: dict[str, Tensor]) -> LoraConfig | AdapterConfig:
-    kind = raw.get("peft_type")
-    if kind == HOULSBY:
-        return _houlsby(raw, state)
-    if kind != LORA:
-        raise CheckpointError(f"peft_type is {kind!r:.80}; only {LORA} and {HOULSBY} can be read")
-    return _lora(raw, state)
-
-
-def _houlsby(raw: dict[str, Any], state: dict[str, Tensor]) -> AdapterConfig:
-    for name in ("behind", "norms"):
-        if not isinstance(raw.get(name), list) or not all(isinstance(item, str) for item in raw[name]):
-            raise CheckpointError(f"{name} is {raw.get(name)!r:.80}; it must be a list of names")
-    widths = sorted({t.shape[0] for name, t in state.items() if name.endswith(".adapter.down.weight")})
-    if widths != [raw.get("bottleneck")]:
-        raise CheckpointError(f"bottleneck is {raw.get('bottleneck')!r:.80}, but {TENSORS_FILE} holds {widths}")
-    return AdapterConfig(widths[0], tuple(raw["behind"]), tuple(raw["norms"]))
-
-
-def _lora(raw: dict[str, Any], state: dict[str, Tensor]) -> LoraConfig:
-    if raw.get("task_type") not in (None, "CAUSAL_LM"):
-        raise CheckpointError(f"task_type is {raw['task_type']!r:.80}; only CAUSAL_LM can be read")
-    if raw.get("init_lora_weights") not in _HARMLESS_BEGINNINGS:
-        raise CheckpointError(
-            f"init_lora_weights is {raw['init_lora_weights']!r:.80}, which changes the base; "
-            f"save the adapter in peft with path_initial_model_for_weight_conversion"
-        )
-    for name in raw.keys() - _UNDERSTOOD - _WITHOUT_CONSEQUENCE - {"init_lora_weights"}:
-        if raw[name] not in _NOTHING:
-            raise CheckpointError(f"{name} is {raw[name]!r:.80}, which this LoRA cannot represent; merge it with peft")
-    alpha, dropout = raw.get("lora_alpha", 8), raw.get("lora_dropout", 0.0)
-    for name, value in (("lora_alpha", alpha), ("lora_dropout", dropout)):
-        if type(value) not in (int, float) or not math.isfinite(value):
-            raise CheckpointError(f"{name} is {value!r:.80}; it must be a finite number")
-    paths = tuple(dict.fromkeys(name.rpartition(".lora_")[0] for name in state))
-    odd = [name for name in state if not name.endswith((".lora_A", ".lora_B"))]
-    if odd or not paths:
-        raise CheckpointError(f"{TENSORS_FILE} holds {listed(odd) or 'nothing'}; expected are lora_A and lora_B")
-    ranks = sorted({t.shape[0] if name.endswith("A") else t.shape[-1] for name, t in state.items() if t.dim() == 2})
-    if ranks != [raw.get("r", 8)]:
-        raise CheckpointError(f"r is {raw.get('r', 8)!r:.80}, but {TENSORS_FILE} holds LoRA of rank {ranks}")
-    return LoraConfig(ranks[0], float(alpha), float(dropout), raw.get("use_rslora") is True, paths)
+def by_our_names(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's tensors by the parameter names of the adapted model; those that it does not have keep theirs."""
+    ours = {_theirs(model, name): name for name, _ in model.named_parameters()}
+    return {ours.get(name, name): tensor for name, tensor in tensors.items()}
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    """By our names, in float32."""
+    """By transformers' names, in float32."""
     file = directory / TENSORS_FILE
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist; adapters are read from safetensors alone")
@@ -226,62 +205,57 @@ def _read_tensors(directory: Path) -> dict[str, Tensor]:
     odd = [name for name, t in tensors.items() if not name.startswith(_PREFIX) or not t.is_floating_point()]
     if odd:
         raise CheckpointError(f"{file} holds {listed(odd)}; expected are weights named {_PREFIX}…")
-    return {_from_peft(name): tensor.float() for name, tensor in tensors.items()}
+    return {name.removeprefix(_PREFIX): tensor.float() for name, tensor in tensors.items()}
 
 
-def _to_peft(name: str) -> str:
-    return _PREFIX + llama_to_hf(name) + (".weight" if name.endswith((".lora_A", ".lora_B")) else "")
+def _theirs(model: nn.Module, name: str) -> str:
+    """What transformers and peft call a parameter, or with `path.weight` a layer, of an adapted model."""
+    return spelling_of(model.config).rename(model, name) + (".weight" if name.endswith((".lora_A", ".lora_B")) else "")
 
 
-def _from_peft(name: str) -> str:
-    name = llama_from_hf(name.removeprefix(_PREFIX))
-    return name.removesuffix(".weight") if name.endswith((".lora_A.weight", ".lora_B.weight")) else name
+def _linears(model: nn.Module) -> dict[str, str]:
+    """The paths of linear layers, by theirs."""
+    paths = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Nf4Linear)]
+    return {_theirs(model, f"{path}.weight").removesuffix(".weight"): path for path in paths}
+
+
+def _base_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Everything but a head, by their names; what is tied, by each of its names."""
+    named = model.named_parameters(remove_duplicate=False)
+    return {_theirs(model, name): tensor for name, tensor in named if not name.startswith("head.")}
+
+
+def _task(model: nn.Module) -> dict[str, Any]:
+    if not isinstance(model, HeadedEncoder):
+        return {"task_type": "CAUSAL_LM"}
+    task = next(task for task, kind in TASKS.items() if kind == KINDS[type(model.head)])
+    head = [_theirs(model, name) for name, _ in model.named_parameters() if name.startswith("head.")]
+    modules = dict.fromkeys(name.removeprefix("bert.").partition(".")[0] for name in head)
+    return {"task_type": task, "modules_to_save": list(modules)}
 
 
 def _quantization(model: nn.Module) -> dict[str, Any] | None:
-    layer = _first(model, Nf4Linear)
+    body = model.encoder if isinstance(model, HeadedEncoder) else model
+    layer = _first(body, Nf4Linear)
     if layer is None:
         return None
     dtype = str(layer.weight_dtype).removeprefix("torch.")
-    return {"type": "nf4", **dataclasses.asdict(layer.config), "weight_dtype": dtype, "offsets": offsets_of(model)}
+    return {"type": "nf4", **dataclasses.asdict(layer.config), "weight_dtype": dtype, "offsets": offsets_of(body)}
 
 
-def _read_quantization(raw: Any) -> Quantization | None:
-    if raw is None:
-        return None
-    if not isinstance(raw, dict) or raw.get("type") != "nf4" or str(raw.get("weight_dtype")) not in _WEIGHT_DTYPES:
-        raise CheckpointError(f"quantization in {OWN_FILE} is {str(raw)[:80]}; expected is nf4 as written here")
-    offsets = raw.get("offsets")
-    if not isinstance(offsets, dict) or not all(type(v) is float and math.isfinite(v) for v in offsets.values()):
-        raise CheckpointError(f"offsets of the quantization in {OWN_FILE} are no numbers")
-    config = Nf4Config(raw.get("double_quantization") is True, str(raw.get("compute_dtype")))
-    return Quantization(config, _WEIGHT_DTYPES[raw["weight_dtype"]], offsets)
-
-
-_WEIGHT_DTYPES = DTYPES | {"float16": torch.float16}
-
-
-def _names_of_targets(model: Llama) -> list[str]:
+def _names_of_targets(model: nn.Module) -> list[str]:
     """`q_proj` where all layers of that name have LoRA, whole paths otherwise."""
     adapted = [path for path, layer in model.named_modules() if isinstance(layer, LoraLinear)]
-    plain = [path for path, layer in model.named_modules() if isinstance(layer, nn.Linear | Nf4Linear)]
-    others = {path.rpartition(".")[2] for path in plain if path.removesuffix(".linear") not in adapted}
-    names = [path.rpartition(".")[2] for path in adapted]
-    short = [name if name not in others else llama_to_hf(path) for name, path in zip(names, adapted, strict=True)]
-    return list(dict.fromkeys(short))
+    plain = [ours.removesuffix(f".{FROZEN}") for ours in _linears(model).values()]
+    theirs = {path: _theirs(model, f"{path}.weight").removesuffix(".weight") for path in (*adapted, *plain)}
+    others = {theirs[path].rpartition(".")[2] for path in plain if path not in adapted}
+    names = [(theirs[path].rpartition(".")[2], theirs[path]) for path in adapted]
+    return list(dict.fromkeys(path if name in others else name for name, path in names))
 
 
 def _first(model: nn.Module, kind: type[Any]) -> Any:
     return next((module for module in model.modules() if isinstance(module, kind)), None)
 
 
-def _is_of_base(name: str) -> bool:
-    return name.endswith(".base_layer.weight") or name == "embedding.weight" or name == "lm_head.weight"
-
-
-def _tied(model: Llama, name: str) -> str:
-    return "embedding.weight" if model.config.tied_embeddings and name == "lm_head.weight" else name
-
-
-def _same(own: Tensor | None, tensor: Tensor) -> bool:
-    return own is not None and own.shape == tensor.shape and bool(torch.equal(own.float(), tensor))
+def _same(own: Tensor, tensor: Tensor) -> bool:
+    return own.shape == tensor.shape and bool(torch.equal(own.float(), tensor))

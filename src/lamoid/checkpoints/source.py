@@ -4,10 +4,7 @@ Every reader (`hf_stream.py`, `gguf_llama.py`, `meta.py`) makes a `Source`; ever
 more than a block, so a model of any size passes through a little memory. Names and layout are those of our `Llama`.
 """
 
-import dataclasses
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -75,19 +72,6 @@ def load(source: Source, dtype: torch.dtype | None = None) -> Llama:
     model.load_state_dict(state, assign=True)
     model.tie_weights()
     return model.requires_grad_(True).eval()
-
-
-def fingerprint(source: Source) -> str:
-    """A hash of the configuration, of all vectors, and of three rows of each matrix, as float32.
-
-    It tells two models of one shape apart, whatever files they lie in, without reading all of their weights.
-    """
-    shape = {name: value for name, value in dataclasses.asdict(source.config).items() if name != "init_std"}
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-    for name, (n_rows, *rest) in source.shapes.items():
-        rows = np.unique([0, n_rows // 2, n_rows - 1]) if rest else np.arange(n_rows)
-        digest.update(name.encode() + source.read(name, rows).float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def row_blocks(shape: tuple[int, ...]) -> Iterator[Rows]:

@@ -18,7 +18,7 @@ class Spelling:
     write_config: the config.json of a configuration; raises UsageError for what it cannot say
     build: (configuration, config.json, names of the tensors) -> the model, unfilled
     describe: what config.json says of a model beyond its configuration: its class, its labels
-    names: the name of each parameter of a model -> theirs, or a name that `pack` replaces
+    rename: (model, the name of one of its parameters) -> theirs, or a name that `pack` replaces
     clean: tensors as they were found -> without copies of what is tied, buffers and old names
     tie: make one parameter of what the configuration ties
     pack, unpack: between one tensor for each of our parameters and theirs, where these differ
@@ -29,7 +29,7 @@ class Spelling:
     write_config: Callable[[Any], dict[str, Any]]
     build: Callable[[Any, dict[str, Any], Collection[str]], nn.Module]
     describe: Callable[[nn.Module], dict[str, Any]]
-    names: Callable[[nn.Module], dict[str, str]]
+    rename: Callable[[nn.Module, str], str]
     tie: Callable[[Any], object] = lambda model: model.tie_weights()
     clean: Callable[[nn.Module, Tensors], Tensors] = lambda model, tensors: tensors
     pack: Callable[[nn.Module, Tensors], Tensors] = lambda model, tensors: tensors

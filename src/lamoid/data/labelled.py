@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +31,7 @@ PAIR_NAMES = ("text_pair", "pair", "text2", "sentence2", "hypothesis", "question
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent", "gold_label")
 """Names of columns that are recognised, the first that is there; case does not matter."""
 Notify = Callable[[str], object]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -186,31 +188,35 @@ def balanced_weights(counts: np.ndarray) -> np.ndarray:
     return np.where(counts > 0, counts.sum() / (n_labels * np.maximum(counts, 1)), 0.0)
 
 
-def split_by_label(
-    examples: Sequence[LabelledText], share: float, seed: int
-) -> tuple[list[LabelledText], list[LabelledText]]:
-    """Hold out about this share of each label's texts, at least one where it has two: (training, held out).
+def hold_out(
+    items: Sequence[T],
+    share: float,
+    seed: int,
+    texts_of: Callable[[T], Sequence[str]],
+    group_of: Callable[[T], str] = lambda item: "",
+) -> tuple[list[T], list[T]]:
+    """Hold out about this share of the texts of each group, at least one where it has two: (training, held out).
 
-    Which, is decided by a hash of the text and the seed: it survives added data, and equal texts go the same way.
+    Which, is decided by a hash of the texts and the seed: it survives added data, and equal texts go the same way.
     """
     if not 0 < share < 1:
         raise UsageError(f"the held-out share is {share}; it must be above 0 and below 1")
-    keys = [_key(example, seed) for example in examples]
-    by_label: dict[str, set[int]] = {}
-    for key, example in zip(keys, examples, strict=True):
-        by_label.setdefault(example.label, set()).add(key)
+    keys = [_key(texts_of(item), seed) for item in items]
+    groups: dict[str, set[int]] = {}
+    for item, key in zip(items, keys, strict=True):
+        groups.setdefault(group_of(item), set()).add(key)
     heldout: set[int] = set()
-    for own in map(sorted, by_label.values()):
+    for own in groups.values():
         if len(own) > 1:
-            heldout.update(own[: min(max(round(share * len(own)), 1), len(own) - 1)])
+            heldout.update(sorted(own)[: min(max(round(share * len(own)), 1), len(own) - 1)])
     if not heldout:
-        raise DataError(f"{len(examples)} examples, no two with one label: none can be held out; give more")
-    training = [e for e, key in zip(examples, keys, strict=True) if key not in heldout]
-    return training, [e for e, key in zip(examples, keys, strict=True) if key in heldout]
+        raise DataError(f"{len(items)} examples, no two different ones of a kind: none can be held out; give more")
+    pairs = list(zip(items, keys, strict=True))
+    return [item for item, key in pairs if key not in heldout], [item for item, key in pairs if key in heldout]
 
 
-def _key(example: LabelledText, seed: int) -> int:
-    content = f"heldout {seed}\0{example.text}\0{example.pair or ''}".encode()
+def _key(texts: Sequence[str], seed: int) -> int:
+    content = "\0".join([f"heldout {seed}", *texts]).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 

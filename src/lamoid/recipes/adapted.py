@@ -13,53 +13,47 @@ from lamoid.tokenizers.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from lamoid.checkpoints.peft import SavedAdapter
-    from lamoid.checkpoints.source import Source
     from lamoid.inference.weights import Weights
-    from lamoid.models.llama import Llama
 
 
-def load_adapted(directory: Path, *, dtype: "torch.dtype | None" = None) -> "tuple[Llama, Path]":
+def load_adapted(directory: Path, *, dtype: "torch.dtype | None" = None) -> "tuple[nn.Module, Path]":
     """The base with the adapter in place, unmerged, and the directory of the base.
 
     Raises CheckpointError where the base is another one than the adapter was trained on (fault F29).
     """
     from lamoid.checkpoints.hf import read_model
     from lamoid.checkpoints.peft import attach, read_adapter
-    from lamoid.models.llama import Llama
 
     saved = read_adapter(directory)
     base = find_base(saved)
-    check_base(saved, base)
-    quantized = saved.quantization
-    model = read_model(base, dtype=quantized.weight_dtype if quantized else dtype)
-    if not isinstance(model, Llama):
-        raise CheckpointError(f"{base} is a {type(model).__name__}; adapters are for Llamas")
+    model = read_model(base)
+    check_base(saved, base, model)
+    if saved.quantization is not None:
+        model.to(saved.quantization.weight_dtype)
     return attach(model, saved, dtype=dtype), base
 
 
-def check_base(saved: "SavedAdapter", base: Path) -> None:
-    """Raise CheckpointError where the model in `base` is not the one that the adapter was trained on, if that is known."""
-    from lamoid.checkpoints.hf_stream import open_hf
-    from lamoid.checkpoints.source import fingerprint
+def check_base(saved: "SavedAdapter", base: Path, model: "nn.Module") -> None:
+    """Raise CheckpointError where the model of `base` is not the one that the adapter was trained on, if that is known."""
+    from lamoid.checkpoints.peft import fingerprint
 
-    if saved.fingerprint is not None and saved.fingerprint != fingerprint(open_hf(base)):
+    if saved.fingerprint is not None and saved.fingerprint != fingerprint(model):
         raise CheckpointError(
             f"{saved.directory} was trained on another model than the one that is in {base} now; restore that"
         )
 
 
-def open_merged(directory: Path) -> "tuple[Llama, Source, bool]":
-    """The adapted model, the whole model that it amounts to, and whether the adapted one computes in float32 throughout.
+def open_mergeable(directory: Path) -> "tuple[nn.Module, Tokenizer | None, tuple[int, ...]]":
+    """An adapted model in float32, its tokenizer, and the ids that end a text beside the tokenizer's own end.
 
     Raises UsageError for a directory that is no adapter, and for Houlsby adapters.
     """
     import torch
 
     from lamoid.adapt.adapters import AdaptedLinear
-    from lamoid.adapt.nf4 import Nf4Linear
-    from lamoid.checkpoints.merged import merged_source
     from lamoid.checkpoints.store import is_adapter
 
     if not is_adapter(directory):
@@ -68,15 +62,12 @@ def open_merged(directory: Path) -> "tuple[Llama, Source, bool]":
     if any(isinstance(layer, AdaptedLinear) for layer in model.modules()):
         raise UsageError(
             f"{directory} holds Houlsby adapters, which cannot be merged: each has a GELU between its two matrices, and no "
-            f"matrix of the base amounts to that; use the directory as it is, with lamoid generate, chat and eval"
+            f"matrix of the base amounts to that; use the directory as it is, like a model"
         )
     places = [place for place in (directory, base) if has_tokenizer(place)]
     tokenizer = load_tokenizer(places[0]) if places else None
     own_end = tokenizer.special_id("eos") if tokenizer is not None else None
-    end_ids = tuple(i for i in read_end_ids(directory) or read_end_ids(base) if i != own_end)
-    products = [layer.compute_dtype for layer in model.modules() if isinstance(layer, Nf4Linear)]
-    source = merged_source(model, directory, tokenizer, end_ids)
-    return model, source, all(dtype == torch.float32 for dtype in products)
+    return model, tokenizer, tuple(i for i in read_end_ids(directory) or read_end_ids(base) if i != own_end)
 
 
 def merged_weights(directory: Path) -> "tuple[Weights, Tokenizer | None]":
@@ -89,9 +80,14 @@ def merged_weights(directory: Path) -> "tuple[Weights, Tokenizer | None]":
         raise EngineUnavailable(f"peft_type of the adapter is {kind!r:.80}; the engine runs LORA, merged")
     import numpy as np
 
+    from lamoid.checkpoints.merged import merged_source
     from lamoid.inference.weights import weights_of_arrays
+    from lamoid.models.llama import Llama
 
-    source = open_merged(directory)[1]
+    model, tokenizer, end_ids = open_mergeable(directory)
+    if not isinstance(model, Llama):
+        raise EngineUnavailable(f"{directory} is for a {type(model).__name__}; the engine runs Llamas")
+    source = merged_source(model, directory, tokenizer, end_ids)
     arrays = {name: source.read(name, np.arange(shape[0])).numpy() for name, shape in source.shapes.items()}
     return weights_of_arrays(source.config, arrays, directory), source.tokenizer
 

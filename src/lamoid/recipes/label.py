@@ -4,17 +4,19 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lamoid.data.labelled import balanced_weights, describe_labels, encode_labelled, read_labelled, split_by_label
+from lamoid.checkpoints.store import refuse_adapter
+from lamoid.data.labelled import balanced_weights, encode_labelled, hold_out, read_labelled
 from lamoid.data.padded import EncoderBatch, LabelledRows
 from lamoid.data.spans import Question, Windows, encode_questions, extract_answers, read_questions
 from lamoid.data.tagged import encode_tagged, read_tagged
-from lamoid.errors import DataError, UsageError
+from lamoid.errors import UsageError
 from lamoid.models.heads import Encoder, HeadedEncoder, PooledEncoder, SequenceHead, TokenHead, attach_head
 from lamoid.nn.losses import IGNORED
 from lamoid.recipes.evaluation import Evaluate, Evaluation, evaluating, mean_loss
@@ -25,26 +27,23 @@ from lamoid.recipes.resume import identity
 from lamoid.recipes.settings import FinetuneSettings
 from lamoid.recipes.sizes import fill_course
 from lamoid.tokenizers.tokenizer import Tokenizer
-from lamoid.training.encoder_objectives import classes, span_logits, spans
-from lamoid.training.loop import Objective
+from lamoid.training.encoder_objectives import Loss, class_loss, head_logits, on_labels, span_loss
 from lamoid.training.scores import accuracy, answer_f1, exact_match, macro_f1
 
-T = TypeVar("T")
 CONTEXT, BATCH_ROWS, OVERLAP_SHARE = 128, 16, 1 / 3
 HEADS = {"classify": "sequence", "tokens": "token", "span": "span"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """Rows to train on and rows to measure by, the names of the labels, the objective, and what is measured beside its loss.
-
-    `figures(predictions)` takes, for each batch of held-out rows, what the head said about it.
+    """Rows to train on and rows to measure by, the names of the labels, the loss of (logits, labels), and what is measured
+    beside it: `figures(predictions)` takes, for each batch of held-out rows, what the head said about it.
     """
 
     training: LabelledRows
     heldout: LabelledRows
     labels: tuple[str, ...]
-    objective: Objective
+    loss: Callable[[Tensor, Tensor], Loss]
     figures: Callable[[Sequence[Tensor]], dict[str, float]]
 
 
@@ -52,6 +51,7 @@ def ready(recipe: FinetuneSettings, notify: Callable[[str], object]) -> Training
     """Read the data of the task, put its head on the encoder, adapt it."""
     set_threads(recipe.threads)
     origin = model_directory(recipe.model).absolute()
+    refuse_adapter(origin)
     found, tokenizer = load(origin, dtype=torch.float32)
     if tokenizer is None or not isinstance(found, Encoder | PooledEncoder | HeadedEncoder):
         raise UsageError(
@@ -65,7 +65,7 @@ def ready(recipe: FinetuneSettings, notify: Callable[[str], object]) -> Training
     task = _TASKS[recipe.task](own, tokenizer, _labels_of(found), notify)
     model = _with_head(found, own, task)
     chosen = _choose(own, task)
-    model.to(check_device(chosen.device))
+    model.to(check_device(chosen.device), getattr(torch, chosen.dtype))
     adapt(model.encoder, chosen)
     model.encoder.gradient_checkpointing = chosen.gradient_checkpointing
     notify(f"method: {chosen.method}; {describe(model)}")
@@ -76,8 +76,8 @@ def ready(recipe: FinetuneSettings, notify: Callable[[str], object]) -> Training
         model,
         form_of(chosen.method, model, tokenizer, origin),
         task.training,
-        task.objective,
-        _evaluate(model, task, span=recipe.task == "span"),
+        on_labels(task.loss),
+        _evaluate(model, task),
         None,
         identity(chosen, _key(task), tokenizer),
         n_epochs=chosen.max_steps * rows * chosen.accumulate / len(task.training.rows),
@@ -118,8 +118,7 @@ def _classify(s: FinetuneSettings, tokenizer: Tokenizer, known: Sequence[str], n
         skip_bad=s.skip_bad,
         notify=notify,
     )
-    notify(describe_labels(found.examples, found.label_names))
-    parts = split_by_label(found.examples, s.heldout_share, s.seed)
+    parts = hold_out(found.examples, s.heldout_share, s.seed, lambda e: (e.text, e.pair or ""), lambda e: e.label)
     rows = [_rows(s, tokenizer, *encode_labelled(tokenizer, part, found.label_names, s.context)) for part in parts]
     return _labelled_task(s, rows, found.label_names, notify)
 
@@ -127,7 +126,7 @@ def _classify(s: FinetuneSettings, tokenizer: Tokenizer, known: Sequence[str], n
 def _tokens(s: FinetuneSettings, tokenizer: Tokenizer, known: Sequence[str], notify: Callable[[str], object]) -> Task:
     assert s.context
     found = read_tagged(s.data, skip_bad=s.skip_bad, notify=notify)
-    parts = _split(found.examples, lambda example: "\0".join(example.words), s)
+    parts = hold_out(found.examples, s.heldout_share, s.seed, lambda example: example.words)
     rows = [_rows(s, tokenizer, *encode_tagged(tokenizer, part, found.tag_names, s.context)) for part in parts]
     return _labelled_task(s, rows, found.tag_names, notify)
 
@@ -151,19 +150,20 @@ def _labelled_task(
             "macro_f1": macro_f1(said[has_label], true[has_label]),
         }
 
-    return Task(training, heldout, tuple(names), classes(weights), figures)
+    return Task(training, heldout, tuple(names), partial(class_loss, weights=weights), figures)
 
 
 def _span(s: FinetuneSettings, tokenizer: Tokenizer, known: Sequence[str], notify: Callable[[str], object]) -> Task:
     assert s.context
-    parts = _split(read_questions(s.data, skip_bad=s.skip_bad, notify=notify).questions, lambda q: q.context, s)
+    found = read_questions(s.data, skip_bad=s.skip_bad, notify=notify)
+    parts = hold_out(found.questions, s.heldout_share, s.seed, lambda question: (question.context,))
     overlap = int(s.context * OVERLAP_SHARE)
     made = [encode_questions(tokenizer, part, max_tokens=s.context, overlap=overlap) for part in parts]
     notify(
         f"{len(parts[0]):,} questions in {len(made[0].rows):,} windows to train on, {len(parts[1]):,} questions held out"
     )
     rows = [_rows(s, tokenizer, windows.rows, windows.labels) for windows in made]
-    return Task(rows[0], rows[1], (), spans, lambda logits: _span_figures(parts[1], made[1], logits))
+    return Task(rows[0], rows[1], (), span_loss, lambda logits: _span_figures(parts[1], made[1], logits))
 
 
 def _span_figures(questions: Sequence[Question], made: Windows, logits: Sequence[Tensor]) -> dict[str, float]:
@@ -184,40 +184,19 @@ def _rows(s: FinetuneSettings, tokenizer: Tokenizer, rows: Any, labels: Any) -> 
     return LabelledRows(rows, labels, s.batch_rows or BATCH_ROWS, s.seed, tokenizer.special_id("pad") or 0)
 
 
-def _split(items: Sequence[T], text_of: Callable[[T], str], s: FinetuneSettings) -> tuple[list[T], list[T]]:
-    """Hold out about a share of the texts, at least one, by a hash of the text and the seed: equal ones go the same way."""
-    if not 0 < s.heldout_share < 1:
-        raise UsageError(f"the held-out share is {s.heldout_share}; it must be above 0 and below 1")
-    keys = [hashlib.blake2b(f"{s.seed}\0{text_of(item)}".encode(), digest_size=8).digest() for item in items]
-    ordered = sorted(set(keys))
-    if len(ordered) < 2:
-        raise DataError(
-            f"{len(items)} examples with one and the same text cannot be trained on and held out; give more"
-        )
-    heldout = set(ordered[: min(max(round(s.heldout_share * len(ordered)), 1), len(ordered) - 1)])
-    pairs = list(zip(items, keys, strict=True))
-    return [item for item, key in pairs if key not in heldout], [item for item, key in pairs if key in heldout]
-
-
-def _evaluate(model: HeadedEncoder, task: Task, *, span: bool) -> Evaluate:
+def _evaluate(model: HeadedEncoder, task: Task) -> Evaluate:
     def evaluate(should_stop: Callable[[], bool]) -> Evaluation | None:
         said: list[Tensor] = []
 
         def loss_of(model: HeadedEncoder, batch: EncoderBatch) -> tuple[Tensor, int]:
-            said.append(span_logits(model, batch) if span else logits_of(model, batch))
-            return task.objective(model, batch)
+            said.append(head_logits(model, batch))
+            return task.loss(said[-1], batch.labels)
 
         with evaluating(model):
             loss = mean_loss(model, loss_of, task.heldout.in_order(), should_stop)
         return None if should_stop() else Evaluation(loss, task.figures(said))
 
     return evaluate
-
-
-def logits_of(model: HeadedEncoder, batch: EncoderBatch) -> Tensor:
-    """What the head says about a batch."""
-    device = next(model.parameters()).device
-    return model(*(part.to(device) for part in (batch.input_ids, batch.attention_mask, batch.segment_ids)))
 
 
 def _key(task: Task) -> str:

@@ -29,8 +29,10 @@ def run(recipe: Recipe) -> int:
     """Load the base with the adapter, write the whole model, compare the two, and say how far they are apart."""
     from lamoid.checkpoints.certificate import probe_ids
     from lamoid.checkpoints.conversion import convert
-    from lamoid.checkpoints.merged import drift
-    from lamoid.recipes.adapted import open_merged
+    from lamoid.checkpoints.merged import drift, in_float32, merge_encoder, merged_source
+    from lamoid.models.heads import HeadedEncoder
+    from lamoid.models.llama import Llama
+    from lamoid.recipes.adapted import open_mergeable
     from lamoid.recipes.load import model_directory, set_threads
 
     if not recipe.adapter or not recipe.out:
@@ -39,14 +41,22 @@ def run(recipe: Recipe) -> int:
     target = Path(recipe.out).expanduser()
     if recipe.quantize and target.suffix.lower() != ".gguf":
         target = target.with_name(f"{target.name}.gguf")
-    model, source, computes_in_float32 = open_merged(model_directory(recipe.adapter))
-    if source.config != model.config:
-        say("note: the LoRA on the output matrix unties it from the embedding; the merged model has both")
     dtype = recipe.quantize.upper() if recipe.quantize else {"float32": "F32", "bfloat16": "BF16"}[recipe.dtype]
-    exact, ids = dtype == "F32" and computes_in_float32, probe_ids(source)
-    proof = convert(
-        source, target, dtype=dtype, notify=say, measure=lambda result: drift(model, result, ids, exact=exact)
-    )
+    directory = model_directory(recipe.adapter)
+    model, tokenizer, end_ids = open_mergeable(directory)
+    if isinstance(model, HeadedEncoder):
+        if target.suffix.lower() == ".gguf":
+            raise UsageError(f"{target} would be a GGUF file, which holds Llamas alone; give --out a directory")
+        proof = merge_encoder(model, target, tokenizer, dtype)
+    else:
+        assert isinstance(model, Llama)  # nothing else can be adapted
+        source = merged_source(model, directory, tokenizer, end_ids)
+        if source.config != model.config:
+            say("note: the LoRA on the output matrix unties it from the embedding; the merged model has both")
+        exact, ids = dtype == "F32" and in_float32(model), probe_ids(source)
+        proof = convert(
+            source, target, dtype=dtype, notify=say, measure=lambda result: drift(model, result, ids, exact=exact)
+        )
     if recipe.json:
         print(json.dumps(proof, ensure_ascii=False))
         return 0
@@ -56,10 +66,9 @@ def run(recipe: Recipe) -> int:
     )
     print(
         f"largest change of a logit {found['largest_logit_difference']:.3g} ({found['relative']:.2g} of the largest); "
-        f"the same token is most likely at {found['same_most_likely_token']:.1%} of {len(ids)} positions"
+        f"the same is most likely at {found['same_most_likely']:.1%} of the places; "
+        f"mean KL divergence {found['mean_kl_nats']:.2g} nats"
     )
-    print(
-        f"mean KL divergence {found['mean_kl_nats']:.2g} nats; perplexity of a fixed text "
-        f"{found['perplexity']['adapter']:.4f} with the adapter, {found['perplexity']['merged']:.4f} merged"
-    )
+    for name, perplexity in found.get("perplexity", {}).items():
+        print(f"perplexity of a fixed text, {name}: {perplexity:.4f}")
     return 0

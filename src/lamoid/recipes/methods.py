@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from lamoid.adapt.adapters import AdapterConfig, add_adapters
 from lamoid.adapt.lora import LoraConfig, add_lora
 from lamoid.adapt.nf4 import Nf4Config, quantize_base
-from lamoid.checkpoints.peft import read_adapter, write_adapter
-from lamoid.errors import UsageError
-from lamoid.models.llama import Llama
+from lamoid.checkpoints.hf import read_model
+from lamoid.checkpoints.peft import by_our_names, read_adapter, write_adapter
 from lamoid.recipes.adapted import check_base
 from lamoid.recipes.resume import Form, whole_model
 from lamoid.recipes.settings import FinetuneSettings
@@ -41,15 +40,11 @@ def form_of(method: str | None, model: nn.Module, tokenizer: Tokenizer, origin: 
     """All weights where all are trained; otherwise a PEFT directory that names the model it stands on, `origin`."""
     if method == "full":
         return whole_model(model, tokenizer)
-    if not isinstance(model, Llama):
-        raise UsageError(
-            f"method is {method!r}, which is for Llamas; train a {type(model).__name__} with --method full"
-        )
 
     def read(folder: Path) -> dict[str, Tensor]:
         saved = read_adapter(folder)
-        check_base(saved, origin)
-        return saved.state
+        check_base(saved, origin, read_model(origin))
+        return by_our_names(model, saved.tensors)
 
     return Form(lambda folder: write_adapter(folder, model, tokenizer, origin), read)
 

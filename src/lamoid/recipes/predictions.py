@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from lamoid.data.padded import EncoderBatch, LabelledRows
+from lamoid.data.padded import LabelledRows
 from lamoid.data.records import read_records, text_of
 from lamoid.data.spans import Question, encode_questions, extract_answers
 from lamoid.data.tagged import first_tokens, frame_words
@@ -17,7 +16,7 @@ from lamoid.models.heads import HeadedEncoder, SequenceHead, TokenHead
 from lamoid.recipes.embed import read_lines
 from lamoid.tokenizers.framing import Framed, frame_many
 from lamoid.tokenizers.tokenizer import Tokenizer
-from lamoid.training.encoder_objectives import span_logits
+from lamoid.training.encoder_objectives import head_logits
 
 BATCH_ROWS, SPAN_TOKENS, SPAN_OVERLAP = 32, 384, 128
 Prediction = dict[str, Any]
@@ -54,7 +53,7 @@ def answers(model: HeadedEncoder, tokenizer: Tokenizer, file: Path) -> Iterator[
     length = min(model.config.max_seq_len, SPAN_TOKENS)
     made = encode_questions(tokenizer, questions, max_tokens=length, overlap=min(SPAN_OVERLAP, length // 3))
     begins, ends = [], []
-    for logits in _logits(model, tokenizer, made.rows, span=True):
+    for logits in _logits(model, tokenizer, made.rows):
         begins.append(logits[:, 0])
         ends.append(logits[:, 1])
     found = extract_answers(questions, made, begins, ends)
@@ -84,21 +83,13 @@ def _questions(file: Path) -> list[Question]:
     return questions
 
 
-def _logits(
-    model: HeadedEncoder, tokenizer: Tokenizer, rows: Sequence[Framed], *, span: bool = False
-) -> Iterator[np.ndarray]:
+def _logits(model: HeadedEncoder, tokenizer: Tokenizer, rows: Sequence[Framed]) -> Iterator[np.ndarray]:
     """What the head says about each row, without padding where it speaks of tokens."""
     table = LabelledRows(rows, [[0]] * len(rows), BATCH_ROWS, 0, tokenizer.special_id("pad") or 0)
     number = 0
     for batch in table.in_order():
         with torch.no_grad():  # not around the whole: a generator leaves such a setting on for whoever reads it
-            said = span_logits(model, batch) if span else _say(model, batch)
-        for logits in said.float().numpy(force=True):
+            said = head_logits(model, batch)
+        for logits in said.numpy(force=True):
             yield logits if logits.ndim == 1 else logits[: len(rows[number])]
             number += 1
-
-
-def _say(model: HeadedEncoder, batch: EncoderBatch) -> Tensor:
-    said = model(batch.input_ids, batch.attention_mask, batch.segment_ids)
-    assert isinstance(said, Tensor)
-    return said

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lamoid.data.padded import EncoderBatch
-from lamoid.models.heads import HeadedEncoder, PretrainingHead
+from lamoid.models.heads import HeadedEncoder, PretrainingHead, SpanHead
 from lamoid.nn.losses import IGNORED
 
 Loss = tuple[Tensor, int]
@@ -38,38 +38,36 @@ def masked_tokens(model: HeadedEncoder, batch: EncoderBatch) -> Loss:
     return loss, int(chosen.sum())
 
 
-def classes(weights: Tensor | None = None) -> Callable[[HeadedEncoder, EncoderBatch], Loss]:
-    """The objective Σ −w[class] log p(class), over rows, or over tokens where each has a label.
+def class_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Loss:
+    """Σ −w[class] log p(class), over rows, or over tokens where each has a label.
 
     `weights` (C,), such as those of `balanced_weights`, are 1 on average over the data: the sum is divided by the number
     of labels, not by their weights.
     """
-
-    def objective(model: HeadedEncoder, batch: EncoderBatch) -> Loss:
-        labels = batch.labels.to(_device(model)).flatten()
-        logits = model.head(_hidden(model, batch)).flatten(0, -2).float()
-        w = None if weights is None else weights.to(logits.device)
-        loss = F.cross_entropy(logits, labels, w, ignore_index=IGNORED, reduction="sum")
-        return loss, int((labels != IGNORED).sum())
-
-    return objective
+    labels = labels.to(logits.device).flatten()
+    w = None if weights is None else weights.to(logits.device)
+    loss = F.cross_entropy(logits.flatten(0, -2), labels, w, ignore_index=IGNORED, reduction="sum")
+    return loss, int((labels != IGNORED).sum())
 
 
-def spans(model: HeadedEncoder, batch: EncoderBatch) -> Loss:
-    """Σ over rows of −½ (log p(first token) + log p(last token)); padding cannot be chosen (Devlin et al. 2019, 4.2)."""
-    labels = batch.labels.to(_device(model))
-    logits = span_logits(model, batch)
-    loss = (
-        F.cross_entropy(logits.transpose(1, 2).flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        / 2
-    )
+def span_loss(logits: Tensor, labels: Tensor) -> Loss:
+    """Σ over rows of −½ (log p(first token) + log p(last token)) (Devlin et al. 2019, section 4.2)."""
+    labels, ends = labels.to(logits.device), logits.transpose(1, 2).flatten(0, 1)
+    loss = F.cross_entropy(ends, labels.flatten(), ignore_index=IGNORED, reduction="sum") / 2
     return loss, int((labels[:, 0] != IGNORED).sum())
 
 
-def span_logits(model: HeadedEncoder, batch: EncoderBatch) -> Tensor:
-    """(B, T, 2): how likely an answer begins and ends at each token; −∞ at padding."""
-    padding = batch.attention_mask.to(_device(model))[..., None] == 0
-    return model.head(_hidden(model, batch)).float().masked_fill(padding, -torch.inf)
+def on_labels(loss: Callable[[Tensor, Tensor], Loss]) -> Callable[[HeadedEncoder, EncoderBatch], Loss]:
+    """The objective `loss(logits, labels)` of what the head says about a batch."""
+    return lambda model, batch: loss(head_logits(model, batch), batch.labels)
+
+
+def head_logits(model: HeadedEncoder, batch: EncoderBatch) -> Tensor:
+    """What the head says about a batch, in float32; of spans (B, T, 2), where padding can be no end: −∞ there."""
+    said = model.head(_hidden(model, batch)).float()
+    if not isinstance(model.head, SpanHead):
+        return said
+    return said.masked_fill(batch.attention_mask.to(said.device)[..., None] == 0, -torch.inf)
 
 
 def _device(model: HeadedEncoder) -> torch.device:
