@@ -26,9 +26,12 @@ check: $(STAMP)               ## seconds: style, types, the house
 prove: $(PEERS)               ## hours: long proofs and benchmarks; results go to docs/proofs/
 	$(BIN)/python -m pytest tests -m "prove or not prove"
 	$(BIN)/python -m pytest tests/peers --out docs/proofs
-	$(BIN)/python -m benchmarks.pretraining --out docs/proofs
+	$(BIN)/python -m benchmarks.training --out docs/proofs
 	$(BIN)/python -m benchmarks.decoding --out docs/proofs
 	$(BIN)/python -m benchmarks.engine --out docs/proofs
+	$(BIN)/python -m benchmarks.methods --out docs/proofs
+	$(BIN)/python -m benchmarks.flash --out docs/proofs
+	$(BIN)/python -m benchmarks.plan --out docs/proofs
 	$(BIN)/python -m benchmarks.gqa --out docs/proofs
 	$(BIN)/python -m benchmarks.new_language --out docs/proofs
 	$(BIN)/python -m benchmarks.encoders --out docs/proofs

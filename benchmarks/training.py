@@ -144,8 +144,8 @@ def their_batches(work: Work) -> Iterator[dict[str, Tensor]]:
 
 def padded_chats() -> Iterator[dict[str, Tensor]]:
     """Conversations in random order, as many as fit into TOKENS_PER_BATCH when padded to the longest."""
-    from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
     from tokenizers import Tokenizer, models
+    from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"p": 0})), pad_token="p")
     collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
@@ -244,9 +244,8 @@ def flops_per_token(work: Work) -> float:
     """Operations of a step for each trained token."""
     trained = round(work.rows * work.tokens * work.trained)
     kind = "mlm" if not isinstance(work.config, LlamaConfig) else ""
-    return training_flops(
-        anatomy(work.config, kind), Amount(work.rows, work.tokens, trained), Method(work.method)
-    ) / trained  # type: ignore[arg-type]
+    amount = Amount(work.rows, work.tokens, trained)
+    return training_flops(anatomy(work.config, kind), amount, Method(work.method)) / trained  # type: ignore[arg-type]
 
 
 def measure(name: str, arguments: Any) -> None:
