@@ -1,7 +1,7 @@
 """Training in fp32 beside transformers and peft: same shapes, batches and optimizer (python -m benchmarks.training).
 
 `--only NAME …` runs some of WORKS. Weights are drawn anew, which changes neither time nor memory. The rate counts trained
-tokens. The limit is the machine's fp32 matrix product, by torch and by oneDNN, whichever is faster; operations are the model's own.
+tokens. The limit is the machine's fp32 matrix product, by torch and by oneDNN, whichever is faster.
 """
 
 import warnings
