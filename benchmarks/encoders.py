@@ -72,7 +72,7 @@ def classify(work: Path, flags: list[str]) -> dict[str, Any]:
         scores = {
             name: {"accuracy": accuracy(said, true), "macro F1": macro_f1(said, true)} for name, said in found.items()
         }
-        rows.append(scores | {"the more frequent label": {"accuracy": max(true.mean(), 1 - true.mean())}})
+        rows.append(scores | {"the more frequent label": {"accuracy": float(max(true.mean(), 1 - true.mean()))}})
         print(seed, rows[-1], flush=True)
     means = {name: float(np.mean([row[name]["accuracy"] for row in rows])) for name in rows[0]}
     return {"mean accuracy": means, "seeds": rows, "learned from": TRAINED, "tested on": TESTED, "texts": len(reviews)}

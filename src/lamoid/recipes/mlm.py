@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lamoid.checkpoints.store import refuse_adapter
 from lamoid.data.masked import FullSentences, make_masking
 from lamoid.data.packed import id_type
 from lamoid.data.sentences import NextSentencePairs, open_sentences
@@ -17,7 +16,7 @@ from lamoid.models.heads import HeadedEncoder, MLMHead, PooledEncoder, Pretraini
 from lamoid.nn.losses import IGNORED
 from lamoid.recipes.choose import ENCODERS
 from lamoid.recipes.evaluation import evaluating, on_masked
-from lamoid.recipes.load import check_device, load, load_named_tokenizer, resolve
+from lamoid.recipes.load import check_device, load, load_named_tokenizer
 from lamoid.recipes.prepare import HELDOUT_FOLDER, TOKENS_FILE, PreparedText, measure, prepare, store_path
 from lamoid.recipes.ready import Training
 from lamoid.recipes.resume import identity, whole_model
@@ -67,7 +66,6 @@ def _begin(recipe: PretrainSettings) -> tuple[Any, Tokenizer | None]:
         return None, load_named_tokenizer(recipe.tokenizer) if recipe.tokenizer else None
     if recipe.model != "auto" or recipe.tokenizer or recipe.grow_vocab:
         raise UsageError("an encoder of --init keeps shape and tokenizer; leave out --model, --tokenizer, --grow-vocab")
-    refuse_adapter(resolve(recipe.init))
     model, tokenizer = load(recipe.init, dtype=torch.float32)
     if tokenizer is None:
         raise DataError(f"{recipe.init} has no tokenizer; put a tokenizer.json or vocab.txt beside the model")
