@@ -1,10 +1,14 @@
-"""Activations in closed form, against what autograd keeps; the rest against the tensors themselves."""
+"""Activations in closed form, against what lives behind a forward pass; the rest against the tensors themselves."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from tests.inspect.test_flops import LLAMA, METHODS, ROWS, TOKENS, V, adapt, decoder_batch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lamoid.data.packed import Batch
 from lamoid.data.padded import EncoderBatch
@@ -26,20 +30,35 @@ from lamoid.training.optim import make_optimizer
 MHA = replace(LLAMA, n_heads=5, n_kv_heads=5)
 
 
+class Living(TorchDispatchMode):
+    """The storages that operations make, for as long as anybody holds them: autograd, a closure, or a variable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim():
+                storage = tensor.untyped_storage()
+                self.found[storage._cdata] = weakref.ref(storage)
+        return result
+
+    def values(self) -> dict[int, int]:
+        alive = {where: storage() for where, storage in self.found.items()}
+        return {where: storage.nbytes() // 4 for where, storage in alive.items() if storage is not None}
+
+
 def kept(model, objective, batch) -> int:
-    """Floating-point values that autograd keeps, the model's own left out, each storage once."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    found: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        where = tensor.untyped_storage().data_ptr()
-        if tensor.is_floating_point() and tensor.dim() and where not in own:
-            found[where] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        objective(model.train(), batch)
-    return sum(tensor.untyped_storage().nbytes() // 4 for tensor in found.values())
+    """Floating-point values that live behind a forward pass, whoever holds them, the model's own left out."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    with Living() as living:
+        loss = objective(model.train(), batch)
+    gc.collect()
+    values = living.values()
+    del loss
+    return sum(n for where, n in values.items() if where not in own)
 
 
 @pytest.mark.parametrize("config", [LLAMA, MHA], ids=["GQA", "MHA"])

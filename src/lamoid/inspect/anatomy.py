@@ -90,7 +90,7 @@ class Anatomy:
     the weights of attention.
 
     `table_parameters` are looked up and not multiplied (embeddings, positions, T5's bias), `other_norms` counts the norms
-    outside of the blocks. `head` makes the output from the last block's: with `ties`, its last matrix is the embedding.
+    outside of the blocks; `norms_again` says that what a block's norm gave is made again backward. `head` makes the output from the last block's: with `ties`, its last matrix is the embedding.
     """
 
     d_model: int
@@ -107,6 +107,7 @@ class Anatomy:
     attention_dropout: float = 0.0
     embedding_dropout: float = 0.0
     rope: bool = False
+    norms_again: bool = False
     score_bias: Literal["", "fixed", "learned"] = ""
 
     @property
@@ -173,6 +174,7 @@ def _of_llama(c: LlamaConfig | VariantConfig) -> Anatomy:
         attention_dropout=0.0 if variant is None else variant.dropout,
         embedding_dropout=0.0 if variant is None else variant.dropout,
         rope=positions == "rope",
+        norms_again=variant is None,
         score_bias={"alibi": "fixed", "t5": "learned"}.get(positions, ""),  # type: ignore[arg-type]
     )
 
