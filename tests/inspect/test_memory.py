@@ -22,7 +22,10 @@ from lamoid.models.heads import attach_head
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.models.roberta import Roberta, RobertaConfig
 from lamoid.models.transformer import Transformer, TransformerConfig
+from lamoid.models.variant import CHOICES, Variant, VariantConfig
+from lamoid.nn.linear import WORTHWHILE
 from lamoid.nn.losses import IGNORED
+from lamoid.nn.remade import keep_all
 from lamoid.training.encoder_objectives import masked_tokens
 from lamoid.training.objectives import next_token, target_tokens
 from lamoid.training.optim import make_optimizer
@@ -70,6 +73,41 @@ def test_a_llama_by_every_method(config: LlamaConfig, method: Method, packed: bo
     if packed:
         batch = Batch(batch.input_ids, batch.labels, torch.arange(TOKENS).repeat(ROWS, 1) // 4)
     assert kept(model, next_token, batch) == activations(anatomy(config), work, method, packed=packed)
+
+
+@pytest.mark.parametrize("method", [METHODS["full"], METHODS["lora on q and v"]], ids=["full", "lora on q and v"])
+def test_a_llama_whose_products_are_onednns(method: Method):
+    config, rows, tokens = LlamaConfig(300, 64, 2, 8, 4, 16, 144, 128), 2, 128
+    model = adapt(Llama(config).initialise(0), method)
+    batch = Batch(torch.randint(300, (rows, tokens)), torch.randint(300, (rows, tokens)))
+    assert rows * tokens * 64 * 64 >= WORTHWHILE
+    assert kept(model, next_token, batch) == activations(anatomy(config), Work(rows, tokens, rows * tokens), method)
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "lora on q and v", "qlora", "houlsby"])
+def test_a_checkpointed_block_keeps_all_of_itself(name: str):
+    config, method, work = replace(LLAMA, n_layers=1), METHODS[name], Work(ROWS, TOKENS, ROWS * TOKENS)
+    model, (as_made_again, _) = adapt(Llama(config).initialise(0), method), keep_all()
+    with as_made_again:
+        block = kept(model, next_token, decoder_batch(ROWS * TOKENS))
+    expected = block + ROWS * TOKENS * config.d_model  # and its input
+    assert activations(anatomy(config), work, method, checkpointing=True) == expected
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [1, 5])
+def test_every_variant_but_shaws(dropout: float, packed: bool, n_kv_heads: int):
+    batch, work = decoder_batch(ROWS * TOKENS), Work(ROWS, TOKENS, ROWS * TOKENS)
+    if packed:
+        batch = Batch(batch.input_ids, batch.labels, torch.arange(TOKENS).repeat(ROWS, 1) // 4)
+    wrong = []
+    for part, choice in ((part, choice) for part, choices in CHOICES.items() for choice in choices if choice != "shaw"):
+        config = VariantConfig(V, 20, 2, 5, n_kv_heads, 4, 28, 16, dropout=dropout, **{part: choice})
+        model = Variant(config).initialise(0)
+        found, expected = kept(model, next_token, batch), activations(anatomy(config), work, Method(), packed=packed)
+        wrong += [(part, choice, found, expected)] if found != expected else []
+    assert not wrong
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

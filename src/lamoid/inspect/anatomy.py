@@ -170,7 +170,7 @@ def _of_llama(c: LlamaConfig | VariantConfig) -> Anatomy:
         other_norms=1 if place == "pre" else 0,
         head=((Matrix("lm_head", c.d_model, c.vocab_size), "trained"),),
         ties=c.tied_embeddings,
-        dropout=0.0 if variant is None else variant.dropout,
+        dropout=variant.dropout if variant is not None and variant.residual == "add" else 0.0,
         attention_dropout=0.0 if variant is None else variant.dropout,
         embedding_dropout=0.0 if variant is None else variant.dropout,
         rope=positions == "rope",

@@ -6,7 +6,7 @@ once, and a view keeps all that it looks at.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from lamoid.inspect.anatomy import Anatomy, Heads, Stack, Sublayer
 from lamoid.inspect.flops import Method, Use, Work, count_parameters, flows_at_first, uses_of
@@ -15,6 +15,9 @@ CHUNK_TOKENS = 1024
 """Positions whose logits exist at one time: the default of `nn.losses.chunked_cross_entropy`."""
 LOGITS_AT_ONCE = 2
 """Tensors of that size at the peak: the logits, and what logsumexp makes of them."""
+ALLOCATOR_SHARE = {"full": 0.65, "lora": 1.15, "qlora": 1.15, "houlsby": 1.15}
+"""What glibc's allocator holds at the peak beside what lives, in times of the activations: holes between tensors that come and go,
+more where an adapter makes three of the width of one. By the peaks of two models (docs/plan.md); another allocator differs."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: 4 bits, an 8-bit scale for every 64, and a scale of the scales for every 256 of those."""
 
@@ -23,7 +26,8 @@ NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 class Memory:
     """Bytes at the moment at which a training step holds the most, by kind.
 
-    `process` is what the program and its libraries take before there is a model; `data` what of the data is in memory.
+    `process` is what the program and its libraries take before there is a model; `data` what of the data is in memory;
+    `allocator` what is free between tensors and yet not given back. That one is an allowance, the others are counted.
     """
 
     weights: int
@@ -33,12 +37,12 @@ class Memory:
     logits: int
     data: int
     process: int
+    allocator: int
 
     @property
     def total(self) -> int:
         """All of it together: the peak."""
-        parts = (self.weights, self.gradients, self.moments, self.activations, self.logits, self.data, self.process)
-        return sum(parts)
+        return sum(astuple(self))
 
 
 def training_memory(
@@ -67,8 +71,9 @@ def training_memory(
     gradients, moments = n.trainable * trained_bytes, 2 * n.trainable * trained_bytes
     kept = activations(parts, work, method, checkpointing=checkpointing, packed=packed) * bytes_per_value
     logits = _logits(parts, work) * bytes_per_value
-    at_loss = Memory(weights, gradients if accumulates else 0, moments, kept, logits, data, process)
-    at_end = Memory(weights, gradients + embedding * bytes_per_value, moments, 0, 0, data, process)
+    held = int(ALLOCATOR_SHARE[method.kind] * kept)
+    at_loss = Memory(weights, gradients if accumulates else 0, moments, kept, logits, data, process, held)
+    at_end = Memory(weights, gradients + embedding * bytes_per_value, moments, 0, 0, data, process, 0)
     return max(at_loss, at_end, key=lambda memory: memory.total)
 
 
@@ -154,13 +159,16 @@ class _Kept:
         work = self.work
         n_memory = work.tokens_of("source") if heads.is_cross else n
         width, kv_width = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
+        # repeated for each query head, but in the backward pass where a gradient is needed
+        k_width, v_width = (kv_width if self.again and use.y_needs else width for use in self.uses[1:3])
         if _keeps_scores(self.parts):
             n_keys = n_memory // work.rows
             squares = 3 if self.parts.attention_dropout else 1
-            return n * width + 2 * n_memory * width + squares * n * heads.n_heads * n_keys
-        kept = n * (2 * width + heads.n_heads)
-        for use in self.uses[1:3]:  # repeated for each query head: in the backward pass, where one of them needs a gradient
-            kept += n_memory * (kv_width if self.again and use.y_needs else width)
+            kept = n * width + n_memory * (width + v_width)  # scaled q and k, and v
+            return kept + squares * n * heads.n_heads * n_keys
+        kept = n * (2 * width + heads.n_heads) + n_memory * (k_width + v_width)
+        if self.parts.score_bias:
+            return kept + (work.rows if self.packed else 1) * heads.n_heads * work.tokens * work.tokens
         if not heads.causal:
             return kept + n_memory  # a mask of padding
         return kept + (n * n_memory // work.rows if self.packed else 0)
