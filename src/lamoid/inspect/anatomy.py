@@ -90,7 +90,8 @@ class Anatomy:
     the weights of attention.
 
     `table_parameters` are looked up and not multiplied (embeddings, positions, T5's bias), `other_norms` counts the norms
-    outside of the blocks; `norms_again` says that what a block's norm gave is made again backward. `head` makes the output from the last block's: with `ties`, its last matrix is the embedding.
+    outside of the blocks; `norms_again` says that what a block's norm gave is made again in the backward pass. `head` makes
+    the output from the last block's: with `ties`, its last matrix is the embedding.
     """
 
     d_model: int

@@ -8,7 +8,7 @@ once, and a view keeps all that it looks at.
 import math
 from dataclasses import astuple, dataclass
 
-from lamoid.inspect.anatomy import Anatomy, Heads, Stack, Sublayer
+from lamoid.inspect.anatomy import Anatomy, Heads, Sublayer
 from lamoid.inspect.flops import Method, Use, Work, count_parameters, flows_at_first, uses_of
 
 CHUNK_TOKENS = 1024
@@ -16,8 +16,8 @@ CHUNK_TOKENS = 1024
 LOGITS_AT_ONCE = 2
 """Tensors of that size at the peak: the logits, and what logsumexp makes of them."""
 ALLOCATOR_SHARE = {"full": 0.65, "lora": 1.15, "qlora": 1.15, "houlsby": 1.15}
-"""What glibc's allocator holds at the peak beside what lives, in times of the activations: holes between tensors that come and go,
-more where an adapter makes three of the width of one. By the peaks of two models (docs/plan.md); another allocator differs."""
+"""What glibc's allocator holds at the peak beside what lives, as a share of the activations: holes between tensors that come
+and go, more where a LoRA makes three tensors of a width for one. From the peaks of two models (docs/plan.md)."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: 4 bits, an 8-bit scale for every 64, and a scale of the scales for every 256 of those."""
 
