@@ -1,7 +1,8 @@
 """Predicted against measured, memory and time, of seven kinds of run (python -m benchmarks.plan --out docs/proofs).
 
 Each is planned in one process and run for a few steps in another, by the same command. The goals are memory within 10 %, time
-within 20 %. A row takes about six steps and an evaluation, and twice the start: a minute or two on a quiet machine.
+within 20 %. A row takes eleven steps and an evaluation: one to two minutes. Rows of different
+lengths reach their peak late, so three steps are too few.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from benchmarks.pairs import write_proof
 from lamoid.tokenizers.bpe import train_bpe
 
-STEPS = 3
+STEPS = 8
 WORDS = ["một", "con", "mèo", "the", "cat", "sat", "on", "a", "mat", "猫坐在垫子上", "고양이가", "매트에", "앉았다"]
 SMALL = ["--context", "256", "--batch-rows", "8"]
 LARGE = ["--context", "256", "--batch-rows", "4"]
