@@ -23,7 +23,7 @@ from lamoid.models.roberta import Roberta, RobertaConfig
 from lamoid.models.transformer import Transformer, TransformerConfig
 from lamoid.models.variant import CHOICES, Variant, VariantConfig
 from lamoid.nn.losses import IGNORED
-from lamoid.training.encoder_objectives import classes, masked_tokens, spans
+from lamoid.training.encoder_objectives import class_loss, masked_tokens, on_labels, span_loss
 from lamoid.training.objectives import next_token, target_tokens
 
 ROWS, TOKENS, V = 3, 7, 53
@@ -144,7 +144,8 @@ def test_encoders_with_their_heads(kind, config, head: str, method: Method):
         target.view(-1)[4:] = IGNORED
     following = torch.randint(2, (ROWS,)) if head == "pretraining" else None
     batch = EncoderBatch(ids, torch.ones_like(ids), torch.zeros_like(ids), target, following)
-    objective = {"sequence": classes(), "token": classes(), "span": spans}.get(head, masked_tokens)
+    labelled = {"sequence": class_loss, "token": class_loss, "span": span_loss}
+    objective = on_labels(labelled[head]) if head in labelled else masked_tokens
     assert counted(model, objective, batch) == training_flops(parts, work, method)
 
 

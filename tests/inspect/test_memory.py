@@ -1,10 +1,14 @@
-"""Activations in closed form, against what autograd keeps; the rest against the tensors themselves."""
+"""Activations in closed form, against what lives behind a forward pass; the rest against the tensors themselves."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from tests.inspect.test_flops import LLAMA, METHODS, ROWS, TOKENS, V, adapt, decoder_batch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lamoid.data.packed import Batch
 from lamoid.data.padded import EncoderBatch
@@ -18,7 +22,10 @@ from lamoid.models.heads import attach_head
 from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.models.roberta import Roberta, RobertaConfig
 from lamoid.models.transformer import Transformer, TransformerConfig
+from lamoid.models.variant import CHOICES, Variant, VariantConfig
+from lamoid.nn.linear import WORTHWHILE
 from lamoid.nn.losses import IGNORED
+from lamoid.nn.remade import keep_all
 from lamoid.training.encoder_objectives import masked_tokens
 from lamoid.training.objectives import next_token, target_tokens
 from lamoid.training.optim import make_optimizer
@@ -26,20 +33,35 @@ from lamoid.training.optim import make_optimizer
 MHA = replace(LLAMA, n_heads=5, n_kv_heads=5)
 
 
+class Living(TorchDispatchMode):
+    """The storages that operations make, for as long as anybody holds them: autograd, a closure, or a variable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dim():
+                storage = tensor.untyped_storage()
+                self.found[storage._cdata] = weakref.ref(storage)
+        return result
+
+    def values(self) -> dict[int, int]:
+        alive = {where: storage() for where, storage in self.found.items()}
+        return {where: storage.nbytes() // 4 for where, storage in alive.items() if storage is not None}
+
+
 def kept(model, objective, batch) -> int:
-    """Floating-point values that autograd keeps, the model's own left out, each storage once."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    found: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        where = tensor.untyped_storage().data_ptr()
-        if tensor.is_floating_point() and tensor.dim() and where not in own:
-            found[where] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        objective(model.train(), batch)
-    return sum(tensor.untyped_storage().nbytes() // 4 for tensor in found.values())
+    """Floating-point values that live behind a forward pass, whoever holds them, the model's own left out."""
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    with Living() as living:
+        loss = objective(model.train(), batch)
+    gc.collect()
+    values = living.values()
+    del loss
+    return sum(n for where, n in values.items() if where not in own)
 
 
 @pytest.mark.parametrize("config", [LLAMA, MHA], ids=["GQA", "MHA"])
@@ -51,6 +73,41 @@ def test_a_llama_by_every_method(config: LlamaConfig, method: Method, packed: bo
     if packed:
         batch = Batch(batch.input_ids, batch.labels, torch.arange(TOKENS).repeat(ROWS, 1) // 4)
     assert kept(model, next_token, batch) == activations(anatomy(config), work, method, packed=packed)
+
+
+@pytest.mark.parametrize("method", [METHODS["full"], METHODS["lora on q and v"]], ids=["full", "lora on q and v"])
+def test_a_llama_whose_products_are_onednns(method: Method):
+    config, rows, tokens = LlamaConfig(300, 64, 2, 8, 4, 16, 144, 128), 2, 128
+    model = adapt(Llama(config).initialise(0), method)
+    batch = Batch(torch.randint(300, (rows, tokens)), torch.randint(300, (rows, tokens)))
+    assert rows * tokens * 64 * 64 >= WORTHWHILE
+    assert kept(model, next_token, batch) == activations(anatomy(config), Work(rows, tokens, rows * tokens), method)
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "lora on q and v", "qlora", "houlsby"])
+def test_a_checkpointed_block_keeps_all_of_itself(name: str):
+    config, method, work = replace(LLAMA, n_layers=1), METHODS[name], Work(ROWS, TOKENS, ROWS * TOKENS)
+    model, (as_made_again, _) = adapt(Llama(config).initialise(0), method), keep_all()
+    with as_made_again:
+        block = kept(model, next_token, decoder_batch(ROWS * TOKENS))
+    expected = block + ROWS * TOKENS * config.d_model  # and its input
+    assert activations(anatomy(config), work, method, checkpointing=True) == expected
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [1, 5])
+def test_every_variant_but_shaws(dropout: float, packed: bool, n_kv_heads: int):
+    batch, work = decoder_batch(ROWS * TOKENS), Work(ROWS, TOKENS, ROWS * TOKENS)
+    if packed:
+        batch = Batch(batch.input_ids, batch.labels, torch.arange(TOKENS).repeat(ROWS, 1) // 4)
+    wrong = []
+    for part, choice in ((part, choice) for part, choices in CHOICES.items() for choice in choices if choice != "shaw"):
+        config = VariantConfig(V, 20, 2, 5, n_kv_heads, 4, 28, 16, dropout=dropout, **{part: choice})
+        model = Variant(config).initialise(0)
+        found, expected = kept(model, next_token, batch), activations(anatomy(config), work, Method(), packed=packed)
+        wrong += [(part, choice, found, expected)] if found != expected else []
+    assert not wrong
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

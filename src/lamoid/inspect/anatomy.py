@@ -90,7 +90,8 @@ class Anatomy:
     the weights of attention.
 
     `table_parameters` are looked up and not multiplied (embeddings, positions, T5's bias), `other_norms` counts the norms
-    outside of the blocks. `head` makes the output from the last block's: with `ties`, its last matrix is the embedding.
+    outside of the blocks; `norms_again` says that what a block's norm gave is made again in the backward pass. `head` makes
+    the output from the last block's: with `ties`, its last matrix is the embedding.
     """
 
     d_model: int
@@ -107,6 +108,7 @@ class Anatomy:
     attention_dropout: float = 0.0
     embedding_dropout: float = 0.0
     rope: bool = False
+    norms_again: bool = False
     score_bias: Literal["", "fixed", "learned"] = ""
 
     @property
@@ -169,10 +171,11 @@ def _of_llama(c: LlamaConfig | VariantConfig) -> Anatomy:
         other_norms=1 if place == "pre" else 0,
         head=((Matrix("lm_head", c.d_model, c.vocab_size), "trained"),),
         ties=c.tied_embeddings,
-        dropout=0.0 if variant is None else variant.dropout,
+        dropout=variant.dropout if variant is not None and variant.residual == "add" else 0.0,
         attention_dropout=0.0 if variant is None else variant.dropout,
         embedding_dropout=0.0 if variant is None else variant.dropout,
         rope=positions == "rope",
+        norms_again=variant is None,
         score_bias={"alibi": "fixed", "t5": "learned"}.get(positions, ""),  # type: ignore[arg-type]
     )
 

@@ -6,15 +6,18 @@ once, and a view keeps all that it looks at.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
-from lamoid.inspect.anatomy import Anatomy, Heads, Stack, Sublayer
+from lamoid.inspect.anatomy import Anatomy, Heads, Sublayer
 from lamoid.inspect.flops import Method, Use, Work, count_parameters, flows_at_first, uses_of
 
 CHUNK_TOKENS = 1024
 """Positions whose logits exist at one time: the default of `nn.losses.chunked_cross_entropy`."""
 LOGITS_AT_ONCE = 2
 """Tensors of that size at the peak: the logits, and what logsumexp makes of them."""
+ALLOCATOR_SHARE = {"full": 0.65, "lora": 1.15, "qlora": 1.15, "houlsby": 1.15}
+"""What glibc's allocator holds at the peak beside what lives, as a share of the activations: holes between tensors that come
+and go, more where a LoRA makes three tensors of a width for one. From the peaks of two models (docs/plan.md)."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: 4 bits, an 8-bit scale for every 64, and a scale of the scales for every 256 of those."""
 
@@ -23,7 +26,8 @@ NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 class Memory:
     """Bytes at the moment at which a training step holds the most, by kind.
 
-    `process` is what the program and its libraries take before there is a model; `data` what of the data is in memory.
+    `process` is what the program and its libraries take before there is a model; `data` what of the data is in memory;
+    `allocator` what is free between tensors and yet not given back. That one is an allowance, the others are counted.
     """
 
     weights: int
@@ -33,12 +37,12 @@ class Memory:
     logits: int
     data: int
     process: int
+    allocator: int
 
     @property
     def total(self) -> int:
         """All of it together: the peak."""
-        parts = (self.weights, self.gradients, self.moments, self.activations, self.logits, self.data, self.process)
-        return sum(parts)
+        return sum(astuple(self))
 
 
 def training_memory(
@@ -67,8 +71,9 @@ def training_memory(
     gradients, moments = n.trainable * trained_bytes, 2 * n.trainable * trained_bytes
     kept = activations(parts, work, method, checkpointing=checkpointing, packed=packed) * bytes_per_value
     logits = _logits(parts, work) * bytes_per_value
-    at_loss = Memory(weights, gradients if accumulates else 0, moments, kept, logits, data, process)
-    at_end = Memory(weights, gradients + embedding * bytes_per_value, moments, 0, 0, data, process)
+    held = int(ALLOCATOR_SHARE[method.kind] * kept)
+    at_loss = Memory(weights, gradients if accumulates else 0, moments, kept, logits, data, process, held)
+    at_end = Memory(weights, gradients + embedding * bytes_per_value, moments, 0, 0, data, process, 0)
     return max(at_loss, at_end, key=lambda memory: memory.total)
 
 
@@ -87,7 +92,8 @@ def activations(
             block = 0
             for part in stack.sublayers:
                 uses = uses_of(parts, part, stack, work, method, f"{stack.path}.{layer}.", flows)
-                block += _sublayer(parts, part, stack, work, method, uses, flows[stack.side], packed)
+                kept = _Kept(parts, part, work, method, uses, flows[stack.side], packed, again=not checkpointing)
+                block += kept.values(work.tokens_of(stack.side))
                 flows[stack.side] = flows[stack.side] or uses[-1].y_needs
             largest = max(largest, block)
             total += work.tokens_of(stack.side) * parts.d_model if checkpointing else block
@@ -95,74 +101,81 @@ def activations(
     return total
 
 
-def _sublayer(
-    parts: Anatomy,
-    part: Sublayer,
-    stack: Stack,
-    work: Work,
-    method: Method,
-    uses: list[Use],
-    stream_needs: bool,
-    packed: bool,
-) -> int:
-    n, d_model, width = work.tokens_of(stack.side), parts.d_model, uses[-1].matrix.n_in
-    reads = [method.kind == "full" or method.adapts(use.path) for use in uses]  # whether its input is needed for dW
-    is_joined = not any(method.adapts(use.path) for use in uses[:-1]) and method.kind != "qlora"
-    kept = 0
-    if parts.norm_place == "post" or stream_needs or method.trains_norms:
-        kept += n * (d_model + (2 if parts.norm == "layernorm" else 1))  # the norm's input, and numbers of each row
-    kept += n * d_model if any(reads[:-1]) else 0  # its output, which the first matrices read
-    kept += sum(use.tokens * method.rank for use in uses if method.adapts(use.path))
-    if is_joined and uses[0].x_needs and len(uses) > 2:  # a copy of the weights, on top of each other
-        is_cross = part.heads is not None and part.heads.is_cross
-        kept += sum(use.matrix.n_in * use.matrix.n_out for use in uses[is_cross:-1])
-    needs = any(use.y_needs for use in uses[:-1])
-    if part.heads is None:
-        kept += n * width * _between(part.activation, needs, reads[-1])
-    else:
-        kept += _attention(parts, part.heads, n, work, is_joined, packed) if needs else 0
-        is_copied = parts.rope or _keeps_scores(parts) or not needs  # else the kernel's output lies as it is read
-        kept += n * width if reads[-1] and is_copied else 0
-    kept += n * d_model if parts.dropout else 0  # what is dropped
-    if method.adapts_behind(uses[-1].path):
-        kept += n * (d_model + 2 * method.bottleneck)  # the adapter's input, and both sides of its GELU
-    return kept
+@dataclass(frozen=True)
+class _Kept:
+    """A sublayer and what decides what it keeps: which of its matrices need what, whether its stream needs a gradient, and
+    whether single tensors are made `again`, as is done where no checkpoint makes whole blocks again."""
 
+    parts: Anatomy
+    part: Sublayer
+    work: Work
+    method: Method
+    uses: list[Use]
+    stream_needs: bool
+    packed: bool
+    again: bool
 
-def _attention(parts: Anatomy, heads: Heads, n: int, work: Work, is_joined: bool, packed: bool) -> int:
-    """The fused kernel keeps q, k, v, its output and a number for each query and head. With dropout, or where the bias of the
-    scores is learned, PyTorch takes another way, which keeps the scores: as weights, as what is dropped, and as what stays."""
-    n_memory = work.tokens_of("source") if heads.is_cross else n
-    width, kv_width = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
-    if _keeps_scores(parts):
-        n_keys = n_memory // work.rows
-        squares = 3 if parts.attention_dropout else 1
-        return n * width + 2 * n_memory * width + squares * n * heads.n_heads * n_keys
-    kept = n * (width + heads.n_heads)
-    if heads.n_heads > heads.n_kv_heads:
-        kept += n * width + 2 * n_memory * width  # repeated for each query head
-    elif not is_joined:
-        kept += n * width + 2 * n_memory * kv_width
-    elif parts.rope:
-        kept += 2 * n * width + n * (width + 2 * kv_width)  # turned q and k, and v with all that was made beside it
-    elif heads.is_cross:
-        kept += n * width + n_memory * 2 * kv_width
-    else:
-        kept += n * (width + 2 * kv_width)
-    if not heads.causal:
-        return kept + n_memory  # a mask of padding
-    return kept + (n * n_memory // work.rows if packed else 0)
+    def values(self, n: int) -> int:
+        """Values that it keeps for n tokens."""
+        parts, method, uses, last = self.parts, self.method, self.uses, self.uses[-1]
+        d_model, width = parts.d_model, last.matrix.n_in
+        reads = [method.kind == "full" or method.adapts(use.path) for use in uses]  # whether its input is needed for dW
+        kept = 0
+        norm_needs = self.stream_needs or method.trains_norms
+        if parts.norm_place == "post" or norm_needs:
+            kept += n * (d_model + (2 if parts.norm == "layernorm" else 1))  # the norm's input, and numbers of each row
+        if any(reads[:-1]) and not (parts.norms_again and self.again and norm_needs):
+            kept += n * d_model  # its output, which the first matrices read
+        kept += sum(use.tokens * method.rank for use in uses if method.adapts(use.path))
+        needs = any(use.y_needs for use in uses[:-1])
+        if self.part.heads is None:
+            kept += n * width * self._between(needs, reads[-1])
+        else:
+            kept += self._attention(self.part.heads, n) if needs else 0
+            is_copied = parts.rope or _keeps_scores(parts) or not needs  # else the kernel's output lies as it is read
+            kept += n * width if reads[-1] and is_copied else 0
+        kept += n * d_model if parts.dropout else 0  # what is dropped
+        if method.adapts_behind(last.path):
+            kept += n * (d_model + 2 * method.bottleneck)  # the adapter's input, and both sides of its GELU
+        return kept
+
+    def _between(self, needs: bool, is_last_read: bool) -> int:
+        """Tensors of the feed-forward's width: what the activation keeps where its input `needs` a gradient, and the last
+        matrix's input, or where that is made again what it is made from. ReLU's output is both."""
+        name = self.part.activation
+        inside = {"relu": 1, "bilinear": 2, "swiglu": 2, "glu": 2, "reglu": 2, "geglu": 3}.get(name, 1)
+        if not needs:
+            return int(is_last_read)
+        if not is_last_read:
+            return inside
+        if self.again:
+            return inside + (name in ("relu", "glu", "reglu"))  # whose input nothing else keeps
+        return inside + (name != "relu")
+
+    def _attention(self, heads: Heads, n: int) -> int:
+        """The fused kernel keeps q, k, v, its output and a number for each query and head. With dropout, or where the bias of
+        the scores is learned, PyTorch takes another way, which keeps the scores: as weights, as what is dropped, and as what
+        stays."""
+        work = self.work
+        n_memory = work.tokens_of("source") if heads.is_cross else n
+        width, kv_width = heads.n_heads * heads.head_dim, heads.n_kv_heads * heads.head_dim
+        # repeated for each query head, but in the backward pass where a gradient is needed
+        k_width, v_width = (kv_width if self.again and use.y_needs else width for use in self.uses[1:3])
+        if _keeps_scores(self.parts):
+            n_keys = n_memory // work.rows
+            squares = 3 if self.parts.attention_dropout else 1
+            kept = n * width + n_memory * (width + v_width)  # scaled q and k, and v
+            return kept + squares * n * heads.n_heads * n_keys
+        kept = n * (2 * width + heads.n_heads) + n_memory * (k_width + v_width)
+        if self.parts.score_bias:
+            return kept + (work.rows if self.packed else 1) * heads.n_heads * work.tokens * work.tokens
+        if not heads.causal:
+            return kept + n_memory  # a mask of padding
+        return kept + (n * n_memory // work.rows if self.packed else 0)
 
 
 def _keeps_scores(parts: Anatomy) -> bool:
     return bool(parts.attention_dropout) or parts.score_bias == "learned"
-
-
-def _between(activation: str, needs: bool, is_last_read: bool) -> int:
-    """Tensors of the feed-forward's width that the activation keeps where its input `needs` a gradient, and the last
-    matrix's input; ReLU's output is both."""
-    inside = {"relu": 0, "bilinear": 2, "swiglu": 2, "glu": 3, "reglu": 3, "geglu": 3}.get(activation, 1)
-    return max(inside * needs + is_last_read, int(needs))
 
 
 def _at_the_ends(parts: Anatomy, work: Work, method: Method, packed: bool) -> int:
