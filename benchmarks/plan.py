@@ -1,8 +1,8 @@
 """Predicted against measured, memory and time, of seven kinds of run (python -m benchmarks.plan --out docs/proofs).
 
 Each is planned in one process and run for a few steps in another, by the same command. The goals are memory within 10 %, time
-within 20 %. A row takes eleven steps and an evaluation: one to two minutes. Rows of different
-lengths reach their peak late, so three steps are too few.
+within 20 %. A row takes eleven steps and an evaluation: one to two minutes. Rows of different lengths reach their peak late, so
+three steps are too few.
 """
 
 import argparse

@@ -1,6 +1,5 @@
 """Activations in closed form, against what lives behind a forward pass; the rest against the tensors themselves."""
 
-import gc
 import weakref
 from dataclasses import replace
 
@@ -58,7 +57,6 @@ def kept(model, objective, batch) -> int:
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
     with Living() as living:
         loss = objective(model.train(), batch)
-    gc.collect()
     values = living.values()
     del loss
     return sum(n for where, n in values.items() if where not in own)
