@@ -231,10 +231,10 @@ def test_a_configuration_is_refused_by_the_name_of_its_field(
 
     monkeypatch.setattr(Llama, "__init__", build_nothing)
     (tmp_path / "config.json").write_text(json.dumps(hf_config(**changes)))
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(CheckpointError, match=rf"config\.json: {message}") as caught:
         read_model(tmp_path)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert "\n" not in str(caught.value)
 
 
@@ -263,10 +263,10 @@ def test_a_missing_field_is_named(field: str) -> None:
 )
 def test_a_damaged_configuration_file(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(CheckpointError, match=message):
         read_config(tmp_path)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_a_directory_without_configuration(tmp_path: Path) -> None:
@@ -497,9 +497,9 @@ def test_malformed_safetensors_are_an_error_in_under_a_second(directory: Path, n
     if sharded:
         (directory / WEIGHTS).rename(directory / "shard.safetensors")
         (directory / INDEX).write_text(json.dumps({"weight_map": {"a": "shard.safetensors"}}))
-    began = time.perf_counter()
+    began = time.process_time()
     message = error_of(directory)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     if name != "duplicate keys":
         assert f"{'shard' if sharded else 'model'}.safetensors cannot be read" in message
 

@@ -114,7 +114,7 @@ def seeing(model: Llama) -> Llama:
     """The model with every input of a matrix rounded to int8 in groups of 32, which is all that the engine does to it."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is torch.nn.Linear:
+            if isinstance(child, torch.nn.Linear):
                 setattr(module, name, _Seeing(child))
     return model
 

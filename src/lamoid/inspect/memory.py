@@ -149,7 +149,7 @@ class _Kept:
         if not is_last_read:
             return inside
         if self.again:
-            return inside + (name in ("relu", "glu", "reglu"))  # whose input nothing else keeps
+            return inside + (name in ("glu", "reglu"))  # whose input nothing else keeps
         return inside + (name != "relu")
 
     def _attention(self, heads: Heads, n: int) -> int:

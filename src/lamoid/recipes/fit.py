@@ -58,6 +58,7 @@ def fit(training: Training, directory: RunDirectory) -> int:
         eps=s.adam_eps,
         weight_decay=s.weight_decay,
     )
+    predicted, seconds = forecast(training, remembered(training)), list[float]()
     directory.require_space(sum(p.numel() for p in model.parameters() if p.requires_grad) * BYTES_PER_PARAMETER)
     checkpoint = world.same(Path(s.resume) if s.resume else directory.newest())
     standing = Standing(Progress((0, 0)))
@@ -70,7 +71,6 @@ def fit(training: Training, directory: RunDirectory) -> int:
     display = Display(max_steps, standing.progress.step)
     log = MetricsLog(directory.path, standing.progress.step, writes=world.leads)
     interrupted, began_at = Interrupt(), standing.progress.position
-    predicted, seconds = forecast(training, remembered(training)), list[float]()
     should_stop = world.any(interrupted)
 
     def save(*, show: bool) -> None:
