@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 WORTHWHILE = 2**20
 """Multiplications below which calling oneDNN costs more than it gains: a few microseconds."""
-_ONEDNN = torch.ops.mkldnn._linear_pointwise if torch.backends.mkldnn.is_available() else None
+_ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # some builds of torch have no oneDNN
 
 
 class Linear(nn.Linear):

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
+from lamoid.checkpoints.hf_bert import KINDS
 from lamoid.checkpoints.store import atomic_file
 from lamoid.inspect.anatomy import Anatomy, anatomy
 from lamoid.inspect.flops import Method, MethodName, Work, count_parameters, training_flops
 from lamoid.inspect.memory import Memory, gibibytes, training_memory
-from lamoid.models.heads import HeadedEncoder, MLMHead, NSPHead, PretrainingHead, SequenceHead, SpanHead, TokenHead
+from lamoid.models.heads import HeadedEncoder
 from lamoid.models.llama import Llama
 from lamoid.nn.losses import IGNORED
 from lamoid.recipes.cache import cache_directory
@@ -37,14 +38,6 @@ CALIBRATION_STEPS, CALIBRATION_S = 3, 60.0
 """Steps that time is measured on, of which the first does not count; no further one begins after so many seconds."""
 MATRIX_EFFICIENCY = 0.6
 """Share of the rate of a large matrix product that training reaches, where no step can be tried."""
-HEAD_KINDS = {
-    MLMHead: "mlm",
-    NSPHead: "nsp",
-    PretrainingHead: "pretraining",
-    SequenceHead: "sequence",
-    SpanHead: "span",
-    TokenHead: "token",
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ def shape_of(training: Training) -> Shape:
     """The shape of a training, from its model, its settings, and its first micro-batches."""
     s, model = training.settings, training.model
     head = getattr(model, "head", None)
-    parts = anatomy(model.config, HEAD_KINDS[type(head)] if head else "", len(getattr(head, "labels", ())) or 2)
+    parts = anatomy(model.config, KINDS[type(head)] if head else "", len(getattr(head, "labels", ())) or 2)
     method = Method()
     if isinstance(s, FinetuneSettings):
         kind: MethodName = s.method  # type: ignore[assignment]

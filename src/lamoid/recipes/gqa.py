@@ -31,8 +31,9 @@ def run(recipe: Recipe) -> int:
     from lamoid.recipes.fit import fit
     from lamoid.recipes.gqa_report import compare_decoding, describe
     from lamoid.recipes.load import keep_apart, load_with_tokenizer
+    from lamoid.recipes.ready import ready_on_text
     from lamoid.recipes.resume import with_earlier
-    from lamoid.recipes.uptrain import facts, heldout_loss, is_finished, plan, ready
+    from lamoid.recipes.uptrain import facts, heldout_loss, is_finished, plan
 
     if not (recipe.model and recipe.kv_heads and recipe.data and recipe.out):
         raise UsageError(
@@ -56,7 +57,7 @@ def run(recipe: Recipe) -> int:
         for way in ways if s.compare else ways[:1]:
             path = directory.path if way == s.pooling else directory.path / COMPARED / way
             run = directory if way == s.pooling else runs.enter_context(RunDirectory(path, keep=s.keep, notify=say))
-            code = fit(ready(replace(s, pooling=way, out=str(path)), convert(way), text), run)
+            code = fit(ready_on_text(replace(s, pooling=way, out=str(path)), convert(way), text), run)
             if not is_finished(s, run):
                 return code
             uptrained[way] = load_with_tokenizer(path, s.threads)[0]

@@ -10,8 +10,6 @@ from lamoid.recipes.settings import PretrainSettings
 if TYPE_CHECKING:
     from lamoid.recipes.ready import Training
 
-EVAL_BYTES = 50_000
-
 
 @dataclass(frozen=True)
 class Recipe(PretrainSettings):
@@ -32,39 +30,17 @@ def run(recipe: Recipe) -> int:
 
 def ready(recipe: PretrainSettings) -> "Training":
     """The run of these settings, up to its first step: text prepared, settings filled in, model made."""
-    import torch
-
-    from lamoid.data.packed import PackedRows
     from lamoid.recipes import mlm, translate
     from lamoid.recipes.choose import build, choose, kind_of
-    from lamoid.recipes.complete import sample
     from lamoid.recipes.continued import begin, compare, grown
-    from lamoid.recipes.evaluation import on_text
-    from lamoid.recipes.load import check_device, set_threads
-    from lamoid.recipes.ready import Training
-    from lamoid.recipes.resume import identity, whole_model
-    from lamoid.training.objectives import next_token
+    from lamoid.recipes.load import set_threads
+    from lamoid.recipes.ready import ready_on_text
 
     set_threads(recipe.threads)
     if (kind := kind_of(recipe)) != "decoder":
         return (mlm if kind == "encoder" else translate).ready(recipe, say)
     initial = begin(recipe)
     s, text, config = choose(recipe, initial, say)
-    assert s.context and s.batch_rows and s.max_steps
     model = grown(initial, text) or build(config).initialise(s.seed)
-    del initial  # with --grow-vocab another model
-    model.gradient_checkpointing = s.gradient_checkpointing
-    model.to(dtype=getattr(torch, s.dtype), device=check_device(s.device))
-    return Training(
-        s,
-        model,
-        whole_model(model, text.tokenizer),
-        PackedRows(text.tokens, s.context, s.batch_rows, s.seed),
-        next_token,
-        on_text(model, *text.heldout_documents(EVAL_BYTES), s.context),
-        lambda: sample(model, text.tokenizer, s.prompt),
-        identity(s, text.key, text.tokenizer),
-        n_epochs=s.max_steps * s.context * s.batch_rows * s.accumulate / len(text.tokens),
-        hint=f"lamoid generate {s.out} 'The '",
-        compare=(lambda: compare(s, text)) if s.init else None,
-    )
+    gain = (lambda: compare(s, text)) if s.init else None
+    return ready_on_text(s, model, text, hint=f"lamoid generate {s.out} 'The '", compare=gain)

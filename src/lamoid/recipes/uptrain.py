@@ -13,6 +13,7 @@ from lamoid.errors import DataError, UsageError
 from lamoid.recipes.choose import CONTINUED_CONTEXT, CONTINUED_LEARNING_RATE
 from lamoid.recipes.load import is_gguf, resolve
 from lamoid.recipes.prepare import PreparedText, measure, prepare
+from lamoid.recipes.ready import EVAL_BYTES, Training, ready_on_text
 from lamoid.recipes.recipe import load, say
 from lamoid.recipes.resume import RECIPE_FILE
 from lamoid.recipes.settings import UptrainSettings
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from lamoid.recipes.ready import Training
     from lamoid.tokenizers.tokenizer import Tokenizer
 
-EVAL_BYTES = 50_000
 BATCH_ROWS = 8
 LEARNING_RATE_SHARE = 0.5
 """Of the highest rate that the original was trained with."""
@@ -68,42 +68,14 @@ def plan(s: S, model: "Llama", tokenizer: "Tokenizer", notify: Callable[[str], o
     return chosen, text
 
 
-def ready(s: UptrainSettings, model: "Llama", text: PreparedText) -> "Training":
-    """The training of the changed model, through the same loop as pretraining."""
-    import torch
-
-    from lamoid.data.packed import PackedRows
-    from lamoid.recipes.complete import sample
-    from lamoid.recipes.evaluation import on_text
-    from lamoid.recipes.load import check_device
-    from lamoid.recipes.ready import Training
-    from lamoid.recipes.resume import identity, whole_model
-    from lamoid.training.objectives import next_token
-
-    assert s.context and s.batch_rows and s.max_steps
-    model.gradient_checkpointing = s.gradient_checkpointing
-    model.to(dtype=getattr(torch, s.dtype), device=check_device(s.device))
-    return Training(
-        s,
-        model,
-        whole_model(model, text.tokenizer),
-        PackedRows(text.tokens, s.context, s.batch_rows, s.seed),
-        next_token,
-        on_text(model, *text.heldout_documents(EVAL_BYTES), s.context),
-        lambda: sample(model, text.tokenizer, s.prompt),
-        identity(s, text.key, text.tokenizer),
-        n_epochs=s.max_steps * s.context * s.batch_rows * s.accumulate / len(text.tokens),
-    )
-
-
-def ready_to_convert(given: Any) -> "Training":
+def ready_to_convert(given: Any) -> Training:
     """The training of `lamoid gqa` with these settings, its model converted."""
     from lamoid.adapt.gqa import group_kv_heads
     from lamoid.recipes.load import load_with_tokenizer
 
     model, tokenizer = load_with_tokenizer(given.model, given.threads)
     s, text = plan(given, model, tokenizer, say)
-    return ready(s, group_kv_heads(model, s.kv_heads, pooling=s.pooling, seed=s.seed), text)
+    return ready_on_text(s, group_kv_heads(model, s.kv_heads, pooling=s.pooling, seed=s.seed), text)
 
 
 def is_finished(s: UptrainSettings, directory: "RunDirectory") -> bool:
