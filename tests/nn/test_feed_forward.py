@@ -70,18 +70,23 @@ FORMULAS = {
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", FORMULAS)
 def test_every_network_is_its_formula(kind: str, bias: bool) -> None:
-    """Shazeer 2020, equations 1, 2, 5 and 6."""
+    """Shazeer 2020, equations 1, 2, 5 and 6; gradients too, whose activations are partly made again."""
     assert set(FORMULAS) == ACTIVATIONS.keys() | GATES.keys()
     make = FeedForward if kind in ACTIVATIONS else GatedFeedForward
     network = make(13, 29, kind, bias=bias).double()
     for parameter in network.parameters():
         nn.init.normal_(parameter)
-    x = torch.randn(2, 5, 13, dtype=torch.float64)
+    x = torch.randn(2, 5, 13, dtype=torch.float64, requires_grad=True)
     if kind in ACTIVATIONS:
         expected = network.down_proj(FORMULAS[kind](network.up_proj(x)))
     else:
         expected = network.down_proj(FORMULAS[kind](network.gate_proj(x)) * network.up_proj(x))
-    torch.testing.assert_close(network(x), expected)
+    got, inputs = network(x), [x, *network.parameters()]
+    torch.testing.assert_close(got, expected)
+    upstream = torch.randn_like(got)
+    gradients = (torch.autograd.grad(y, inputs, upstream) for y in (got, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_both_forms_of_swiglu_are_one() -> None:
