@@ -12,7 +12,7 @@ from lamoid.data.padded import EncoderBatch
 from lamoid.errors import CheckpointError, UsageError
 from lamoid.models.llama import PRESETS, Llama, LlamaConfig
 from lamoid.nn.losses import IGNORED
-from lamoid.training.distributed import World, own_rows
+from lamoid.training.distributed import World, own_rows, processes
 from lamoid.training.objectives import next_token
 
 
@@ -85,3 +85,11 @@ def test_documented_memory_is_the_formula(size, ranks):
     row = f"| {size.upper()} | {ranks} | " + " | ".join(f"{n:.1f}" for n in (*gb, sum(gb))) + " |"
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
     assert row in page, row
+
+
+def test_a_world_without_torchrun_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set"), processes(5):
+        pass

@@ -142,9 +142,14 @@ def processes(timeout_s: int) -> Iterator[World]:
     The first rank that fails says why, the others leave with exit code 4. Raises RunError where another process is gone, or
     did not answer for `timeout_s` seconds.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    wanted = os.environ.get("WORLD_SIZE", "1")
+    if wanted == "1":
         yield World()
         return
+    if missing := [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UsageError(
+            f"WORLD_SIZE is {wanted}, but {', '.join(missing)} not set; start it with torchrun, or unset it"
+        )
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
