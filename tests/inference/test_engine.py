@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tests.checkpoints.llamas import SCALED, SHAPES, random_llama
-from tests.inference.native.blocks import quantized
+from tests.inference.native.blocks import PATHS, quantized
 from tests.inference.native.exercise import random_model
 
 from lamoid.checkpoints.conversion import convert, open_model
@@ -47,8 +47,8 @@ def ids_for(config: LlamaConfig, n: int, seed: int = 0) -> list[int]:
 
 
 def decoder_of(weights: Weights, threads: int = 2, **options: bool) -> NativeDecoder:
-    portable = options.pop("portable", False)
-    return NativeDecoder(NativeModel(weights, Team(threads, portable=portable), **options))
+    path = options.pop("path", None)
+    return NativeDecoder(NativeModel(weights, Team(threads, path=path), **options))
 
 
 def torch_logits(model: Llama, ids: list[int]) -> np.ndarray:
@@ -72,10 +72,10 @@ def directory(config: LlamaConfig, tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_logits_in_f32_equal_torch(config, directory, portable):
+@pytest.mark.parametrize("path", PATHS)
+def test_logits_in_f32_equal_torch(config, directory, path):
     ids = ids_for(config, min(config.max_seq_len, 300))
-    decoder = decoder_of(weights_of_directory(directory), portable=portable)
+    decoder = decoder_of(weights_of_directory(directory), path=path)
     assert_close(decoder.logits(ids), torch_logits(random_llama(config), ids))
 
 
@@ -245,13 +245,13 @@ def test_a_failed_prefill_leaves_nothing_behind(monkeypatch):
     assert np.array_equal(decoder.prefill([prompt]), decoder_of(weights).prefill([prompt]))
 
 
-@pytest.mark.parametrize("portable", [False, True])
-def test_values_beyond_float16_spoil_no_earlier_token(portable):
+@pytest.mark.parametrize("path", PATHS)
+def test_values_beyond_float16_spoil_no_earlier_token(path):
     """In a cache of float16 they are its largest; as infinities, times a weight of 0, they would be NaN for everyone."""
     config = CONFIGS["odd sizes"]
     arrays = {name: p.detach().numpy() for name, p in random_llama(config).named_parameters()}
     arrays = {name: a * np.float32(1e8 if "v_proj" in name else 1) for name, a in arrays.items()}
-    decoder = decoder_of(weights_of_arrays(config, arrays), portable=portable, half_cache=True)
+    decoder = decoder_of(weights_of_arrays(config, arrays), path=path, half_cache=True)
     ids = ids_for(config, 20)
     together = decoder.logits(ids)
     assert np.isfinite(together).all()

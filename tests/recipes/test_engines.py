@@ -55,7 +55,7 @@ def test_the_native_engine_decodes_by_itself_and_says_so(directory, quantized, c
     assert "native" not in err and native == by_torch
     assert generate(capsys, directory, *greedy, "--speculate")[0] == native
     _, err = generate(capsys, quantized, *greedy)
-    assert err.splitlines()[0] == "note: the native engine decodes Q8_0 weights (AVX2, 1 threads)"
+    assert err.splitlines()[0] == f"note: the native engine decodes Q8_0 weights ({PATHS[0]}, 1 threads)"
 
 
 def test_torch_takes_over_with_the_reason(directory, tmp_path, capsys, monkeypatch):

@@ -5,10 +5,13 @@ import ctypes
 import numpy as np
 
 from lamoid.checkpoints.quants import FORMATS, dequantize_blocks
-from lamoid.inference.native.library import Matrix, Team
+from lamoid.inference.native.library import Matrix, Team, library, paths
 
 HALVES = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q4_K": [0, 2], "Q6_K": [208]}
 """Where the float16 numbers of a block are."""
+
+PATHS = tuple(paths(library()))
+"""What this processor has of the engine's ways to compute."""
 
 
 def random_rows(kind: str, n_rows: int, n_cols: int, rng: np.random.Generator) -> np.ndarray:

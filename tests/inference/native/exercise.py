@@ -8,7 +8,7 @@ from tests.inference.native.blocks import multiply, random_rows
 
 from lamoid.checkpoints.gguf import GGUFTensor
 from lamoid.inference.engine import NativeDecoder, NativeModel
-from lamoid.inference.native.library import Team
+from lamoid.inference.native.library import Team, load_library, paths
 from lamoid.inference.weights import QUANTIZED, Weights
 from lamoid.models.llama_config import LlamaConfig, parameter_shapes
 
@@ -30,8 +30,8 @@ def random_model(kind: str, **shape: object) -> Weights:
 
 def main() -> None:
     file, rng = Path(sys.argv[1]), np.random.default_rng(0)
-    for portable in (False, True):
-        team = Team(2, portable=portable, library_file=file)
+    for path in paths(load_library(file)):
+        team = Team(2, path=path, library_file=file)
         for kind in (*QUANTIZED, "F32", "F16", "BF16"):
             for n_rows, n_tokens in ((1, 1), (9, 5), (17, 2)):
                 for n_cols in (256, 768) if kind in QUANTIZED else (1, 13, 64):

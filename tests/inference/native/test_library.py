@@ -1,4 +1,4 @@
-"""The kernels against straightforward float64 products, on all formats and odd sizes, on both paths."""
+"""The kernels against straightforward float64 products, on all formats and odd sizes, on every path."""
 
 import itertools
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.inference.native.blocks import as_numbers, multiply, quantized, random_rows
+from tests.inference.native.blocks import PATHS, as_numbers, multiply, quantized, random_rows
 
 from lamoid.errors import EngineUnavailable
 from lamoid.inference.native import library
@@ -19,11 +19,21 @@ from lamoid.inference.weights import QUANTIZED
 PLAIN = ("F32", "F16", "BF16")
 
 
-@pytest.fixture(scope="module", params=["AVX2", "C"])
+@pytest.fixture(scope="module", params=PATHS)
 def team(request) -> Team:
-    made = Team(2, portable=request.param == "C")
-    assert made.path == request.param, "this test needs a processor with AVX2"
-    return made
+    return Team(2, path=request.param)
+
+
+def test_the_paths_are_what_the_processor_has():
+    line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    needed = {
+        "AVX512-VNNI": {"avx2", "fma", "f16c", "avx512vl", "avx512_vnni"},
+        "AVX-VNNI": {"avx2", "fma", "f16c", "avx_vnni"},
+        "AVX2": {"avx2", "fma", "f16c"},
+        "C": set(),
+    }
+    assert [name for name, flags in needed.items() if flags <= set(line.split())] == list(PATHS)
+    assert Team(1).path == PATHS[0]
 
 
 def columns(kind: str) -> list[int]:
@@ -49,12 +59,13 @@ def test_products_equal_float64(kind, team):
 
 
 @pytest.mark.parametrize("kind", [*PLAIN, *QUANTIZED])
-def test_a_token_gets_the_same_bits_in_any_company_and_from_any_threads(kind):
+def test_a_token_gets_the_same_bits_in_any_company_from_any_threads_and_on_any_vectors(kind):
     rng = np.random.default_rng(1)
     n_cols, teams = columns(kind)[-1], [Team(n) for n in (1, 2, 3)]
     rows, x = random_rows(kind, 43, n_cols, rng), rng.standard_normal((13, n_cols)).astype(np.float32)
     alone = np.concatenate([multiply(teams[0], kind, rows, n_cols, x[i : i + 1]) for i in range(13)])
-    for team in teams:
+    vectors = [path for path in PATHS if path != "C"]  # which rounds products and sums separately
+    for team in [*teams, *(Team(2, path=path) for path in vectors)]:
         for n in (2, 3, 4, 7, 13):
             assert np.array_equal(multiply(team, kind, rows, n_cols, x[:n]), alone[:n])
 

@@ -1,5 +1,6 @@
 /* The engine's inner loops for processors with AVX2, FMA and F16C (Intel since 2013, AMD since 2015). */
-#if defined(__x86_64__) && defined(__GNUC__)
+#include "paths.h"
+#if defined(KNOWS_AVX2)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else

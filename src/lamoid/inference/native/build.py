@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-SOURCES = ("engine.c", "team.c", "panels.c", "avx2.c", "portable.c")
+SOURCES = ("engine.c", "team.c", "panels.c", "avx512vnni.c", "avxvnni.c", "avx2.c", "portable.c")
 FLAGS = (
     "-std=gnu11",
     "-O3",

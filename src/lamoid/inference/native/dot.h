@@ -30,6 +30,7 @@ INLINE i8 word_of(const int8_t *q) { /* 4 columns of a token, for all 8 rows */
     memcpy(&word, q, 4);
     return _mm256_set1_epi32(word);
 }
+INLINE i8 take_away(i8 x, int32_t y, int bits) { return _mm256_sub_epi32(x, _mm256_slli_epi32(_mm256_set1_epi32(y), bits)); }
 INLINE i8 low_half(i8 x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 INLINE i8 high_half(i8 x) { return low_half(_mm256_srli_epi16(x, 4)); }
 INLINE i8 add_pairs(i8 x) { return _mm256_madd_epi16(x, _mm256_set1_epi16(1)); }
@@ -38,14 +39,42 @@ INLINE f8 unsigned_bytes(const uint8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
 
+/* ---- Sums of products of bytes, exact in each of the three ways, so that every processor gives the same bits. ---- */
+
+#if defined(LAMOID_VNNI)
+
+/* sum + the 4 products of unsigned u and signed s in each word, in one instruction. */
+INLINE i8 add_products(i8 sum, i8 u, i8 s) { return LAMOID_VNNI(sum, u, s); }
+
+/* The instruction takes one unsigned side: w + 128, hence 128 Σ x is taken off beforehand. */
+INLINE void group_q8_0(const uint8_t *words, const int8_t *const q[], const int32_t *const sums[], i8 sum[], const int T) {
+    TOKENS sum[t] = take_away(_mm256_setzero_si256(), *sums[t], 7);
+    UNROLL for (int j = 0; j < 8; j++) {
+        i8 w = _mm256_xor_si256(load_words(words + 32 * j), _mm256_set1_epi8(-128));
+        TOKENS sum[t] = add_products(sum[t], w, word_of(q[t] + 4 * j));
+    }
+}
+
+INLINE void group_q4(const uint8_t *words, const int8_t *const q[], i8 sum[], const int T) {
+    TOKENS sum[t] = _mm256_setzero_si256();
+    UNROLL for (int j = 0; j < 4; j++) {
+        i8 w = load_words(words + 32 * j), low = low_half(w), high = high_half(w);
+        TOKENS sum[t] = add_products(add_products(sum[t], low, word_of(q[t] + 4 * j)), high, word_of(q[t] + 16 + 4 * j));
+    }
+}
+
+#else
+
+INLINE i8 add_products(i8 sum, i8 u, i8 s) { return _mm256_add_epi32(sum, add_pairs(_mm256_maddubs_epi16(u, s))); }
+
 /* |w| as unsigned and x with the sign of w, since the instruction takes one of each: 2 · 128 · 127 fits into 16 bits. */
-INLINE void group_q8_0(const uint8_t *words, const int8_t *const q[], i8 sum[], const int T) {
+INLINE void group_q8_0(const uint8_t *words, const int8_t *const q[], const int32_t *const sums[], i8 sum[], const int T) {
+    (void)sums;
     TOKENS sum[t] = _mm256_setzero_si256();
     UNROLL for (int j = 0; j < 8; j++) {
         i8 w = load_words(words + 32 * j), size = _mm256_abs_epi8(w);
         TOKENS {
-            i8 products = _mm256_maddubs_epi16(size, _mm256_sign_epi8(word_of(q[t] + 4 * j), w));
-            sum[t] = _mm256_add_epi32(sum[t], add_pairs(products));
+            sum[t] = add_products(sum[t], size, _mm256_sign_epi8(word_of(q[t] + 4 * j), w));
             IN_ORDER(sum[t]);
         }
     }
@@ -66,6 +95,8 @@ INLINE void group_q4(const uint8_t *words, const int8_t *const q[], i8 sum[], co
     TOKENS sum[t] = add_pairs(sum[t]);
 }
 
+#endif
+
 INLINE void group_q5_0(const uint8_t *words, const int8_t *const q[], i8 sum[], const int T) {
     i8 fifth = load_words(words + 128), bit = _mm256_set1_epi8(16);
     TOKENS sum[t] = _mm256_setzero_si256();
@@ -73,11 +104,7 @@ INLINE void group_q5_0(const uint8_t *words, const int8_t *const q[], i8 sum[], 
         i8 w = load_words(words + 32 * j);
         i8 low = _mm256_or_si256(low_half(w), _mm256_and_si256(_mm256_slli_epi16(fifth, 4 - j), bit));
         i8 high = _mm256_or_si256(high_half(w), _mm256_and_si256(_mm256_srli_epi16(fifth, j), bit));
-        TOKENS {
-            i8 first = _mm256_maddubs_epi16(low, word_of(q[t] + 4 * j));
-            i8 last = _mm256_maddubs_epi16(high, word_of(q[t] + 16 + 4 * j));
-            sum[t] = _mm256_add_epi32(sum[t], add_pairs(_mm256_add_epi16(first, last)));
-        }
+        TOKENS sum[t] = add_products(add_products(sum[t], low, word_of(q[t] + 4 * j)), high, word_of(q[t] + 16 + 4 * j));
     }
 }
 
@@ -92,14 +119,13 @@ INLINE void group_q6_k(const uint8_t *group, const int8_t *const q[], const int3
         UNROLL for (int u = 0; u < 4; u++) {
             i8 low = load_words(group + 16 + 32 * u), two = u < 2 ? _mm256_slli_epi16(upper, 4 - 2 * u) : _mm256_srli_epi16(upper, 2 * u - 4);
             i8 w = _mm256_or_si256(h ? high_half(low) : low_half(low), _mm256_and_si256(two, mask));
-            TOKENS half[t] = _mm256_add_epi32(half[t], add_pairs(_mm256_maddubs_epi16(w, word_of(q[t] + 16 * h + 4 * u))));
+            TOKENS half[t] = add_products(half[t], w, word_of(q[t] + 16 * h + 4 * u));
         }
         TOKENS sum[t] = _mm256_add_epi32(sum[t], _mm256_mullo_epi32(half[t], scale));
     }
 }
 
 INLINE f8 to_floats(i8 x) { return _mm256_cvtepi32_ps(x); }
-INLINE i8 minus(i8 x, int32_t y) { return _mm256_sub_epi32(x, _mm256_set1_epi32(y)); }
 INLINE void look_ahead(const uint8_t *p) { _mm_prefetch((const char *)p, _MM_HINT_T0); }
 
 #else
@@ -114,7 +140,8 @@ INLINE f8 scales_of(const uint8_t *p) {
 }
 INLINE f8 unsigned_bytes(const uint8_t *p) { f8 y; EACH_ROW y[row] = (float)p[row]; return y; }
 
-INLINE void group_q8_0(const uint8_t *words, const int8_t *const q[], i8 sum[], const int T) {
+INLINE void group_q8_0(const uint8_t *words, const int8_t *const q[], const int32_t *const sums[], i8 sum[], const int T) {
+    (void)sums;
     TOKENS EACH_ROW {
         int32_t s = 0;
         for (int c = 0; c < 32; c++) s += (int8_t)words[c / 4 * 32 + 4 * row + c % 4] * q[t][c];
@@ -151,7 +178,7 @@ INLINE void group_q6_k(const uint8_t *group, const int8_t *const q[], const int3
     }
 }
 INLINE f8 to_floats(i8 x) { f8 y; EACH_ROW y[row] = (float)x[row]; return y; }
-INLINE i8 minus(i8 x, int32_t y) { return x - y; }
+INLINE i8 take_away(i8 x, int32_t y, int bits) { return x - y * (1 << bits); }
 INLINE void look_ahead(const uint8_t *p) { __builtin_prefetch(p); }
 
 #endif
@@ -189,7 +216,7 @@ INLINE void quantized_tile(const int format, const uint8_t *panel, const Rows *x
         }
         f8 group_scale = scale, group_minimum = minimum;
         switch (format) {
-        case Q8_0: group_q8_0(p, q, sum, T); p += 256; break;
+        case Q8_0: group_q8_0(p, q, sums, sum, T); p += 256; break;
         case Q4_0: group_q4(p, q, sum, T); p += 128; break;
         case Q4_1: group_q4(p, q, sum, T); p += 128; break;
         case Q5_0: group_q5_0(p, q, sum, T); p += 160; break;
@@ -202,11 +229,12 @@ INLINE void quantized_tile(const int format, const uint8_t *panel, const Rows *x
         default: group_q6_k(p, q, halves, sum, T); p += 208; /* Q6_K */
         }
         TOKENS {
-            if (format == Q4_0) sum[t] = minus(sum[t], 8 * sums[t][g]);
-            if (format == Q5_0) sum[t] = minus(sum[t], 16 * sums[t][g]);
+            if (format == Q4_0) sum[t] = take_away(sum[t], *sums[t], 3);
+            if (format == Q5_0) sum[t] = take_away(sum[t], *sums[t], 4);
             total[t] = fma8(to_floats(sum[t]), group_scale * all8(d[t][g]), total[t]);
             if (format == Q4_1 || format == Q4_K) total[t] = fma8(group_minimum, all8(d_sum[t][g]), total[t]);
             q[t] += 32;
+            sums[t]++;
             halves[t] += 2;
         }
     }

@@ -4,24 +4,51 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "paths.h"
 #include "scratch.h"
 
-void run_step_portable(void *step, int thread);
-void run_product_portable(void *product, int thread);
-#if defined(__x86_64__) && defined(__GNUC__)
-void run_step_avx2(void *step, int thread);
-void run_product_avx2(void *product, int thread);
-int lamoid_has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
-#else
-#define run_step_avx2 run_step_portable
-#define run_product_avx2 run_product_portable
-int lamoid_has_avx2(void) { return 0; }
+#if defined(KNOWS_AVXVNNI)
+#include <cpuid.h>
 #endif
 
-Engine *lamoid_open(int n_threads, int is_portable) {
+typedef struct {
+    const char *name;
+    int (*is_supported)(void);
+    Work step, product;
+} Path;
+
+static int always(void) { return 1; }
+
+#if defined(KNOWS_AVX2)
+static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+static int has_avx512vnni(void) { return has_avx2() && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"); }
+#endif
+#if defined(KNOWS_AVXVNNI)
+static int has_avxvnni(void) { /* not every compiler that knows the instructions can ask for them by name */
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+
+static const Path PATHS[] = {
+#if defined(KNOWS_AVX2)
+    {"AVX512-VNNI", has_avx512vnni, run_step_avx512vnni, run_product_avx512vnni},
+#if defined(KNOWS_AVXVNNI)
+    {"AVX-VNNI", has_avxvnni, run_step_avxvnni, run_product_avxvnni},
+#endif
+    {"AVX2", has_avx2, run_step_avx2, run_product_avx2},
+#endif
+    {"C", always, run_step_portable, run_product_portable},
+};
+enum { N_PATHS = sizeof(PATHS) / sizeof(PATHS[0]) };
+
+const char *lamoid_path(int path) { return path < N_PATHS ? PATHS[path].name : NULL; }
+int lamoid_supports(int path) { return path < N_PATHS && PATHS[path].is_supported(); }
+
+Engine *lamoid_open(int n_threads, int path) {
     Engine *engine = calloc(1, sizeof(Engine));
     if (engine == NULL) return NULL;
-    engine->is_portable = is_portable || !lamoid_has_avx2();
+    engine->path = path;
     engine->team = team_open(n_threads);
     if (engine->team == NULL) {
         free(engine);
@@ -106,7 +133,7 @@ int lamoid_forward(Engine *engine, const Model *model, const Batch *batch) {
     for (int t = 0; t < batch->n_tokens; t++)
         memcpy(engine->x + t * stride, batch->embedded + (int64_t)t * model->d_model, 4 * (size_t)model->d_model);
     Step step = {engine, model, batch};
-    team_run(engine->team, engine->is_portable ? run_step_portable : run_step_avx2, &step);
+    team_run(engine->team, PATHS[engine->path].step, &step);
     return 0;
 }
 
@@ -117,7 +144,7 @@ int lamoid_matmul(Engine *engine, const Matrix *matrix, const float *x, int n_to
     for (int t = 0; t < n_tokens; t++)
         memcpy(engine->x + t * stride, x + (int64_t)t * matrix->n_cols, 4 * (size_t)matrix->n_cols);
     Product product = {engine, matrix, n_tokens, y};
-    team_run(engine->team, engine->is_portable ? run_product_portable : run_product_avx2, &product);
+    team_run(engine->team, PATHS[engine->path].product, &product);
     return 0;
 }
 

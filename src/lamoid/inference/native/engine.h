@@ -55,10 +55,14 @@ typedef struct {
 
 typedef struct Engine Engine;
 
-/* NULL where memory or threads are missing. `is_portable` keeps to the C path. */
-EXPORT Engine *lamoid_open(int n_threads, int is_portable);
+/* The ways to compute, the fastest first: the same source compiled for one kind of processor or another. The name of
+ * number 0, 1, …, NULL behind the last; and whether this processor has it. All give the same bits but the last ("C"). */
+EXPORT const char *lamoid_path(int path);
+EXPORT int lamoid_supports(int path);
+
+/* NULL where memory or threads are missing. */
+EXPORT Engine *lamoid_open(int n_threads, int path);
 EXPORT void lamoid_close(Engine *engine);
-EXPORT int lamoid_has_avx2(void);
 
 /* One step of the model for all tokens of a batch; extends the cache in place. 0, or -1 where memory is missing. */
 EXPORT int lamoid_forward(Engine *engine, const Model *model, const Batch *batch);

@@ -3,8 +3,9 @@
 import ctypes
 import functools
 import importlib.machinery
+import itertools
 import os
-from ctypes import POINTER, Structure, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 from lamoid.errors import EngineUnavailable
@@ -92,7 +93,8 @@ def load_library(file: Path) -> ctypes.CDLL:
 _FUNCTIONS = {
     "lamoid_open": (c_void_p, (c_int, c_int)),
     "lamoid_close": (None, (c_void_p,)),
-    "lamoid_has_avx2": (c_int, ()),
+    "lamoid_path": (c_char_p, (c_int,)),
+    "lamoid_supports": (c_int, (c_int,)),
     "lamoid_forward": (c_int, (c_void_p, POINTER(Model), POINTER(Batch))),
     "lamoid_pack": (None, (c_void_p, c_int, c_void_p, c_int, c_int, c_void_p)),
     "lamoid_packed_bytes": (c_int64, (c_int, c_int, c_int)),
@@ -101,18 +103,25 @@ _FUNCTIONS = {
 }
 
 
+def paths(loaded: ctypes.CDLL) -> dict[str, int]:
+    """The ways to compute that this processor has, the fastest first, and their numbers: "AVX2", "C" and others."""
+    numbers = itertools.takewhile(loaded.lamoid_path, itertools.count())
+    return {loaded.lamoid_path(i).decode(): i for i in numbers if loaded.lamoid_supports(i)}
+
+
 class Team:
     """A team of threads with its working memory; closed with the last reference to it."""
 
     def __init__(
-        self, n_threads: int | None = None, *, portable: bool = False, library_file: Path | None = None
+        self, n_threads: int | None = None, *, path: str | None = None, library_file: Path | None = None
     ) -> None:
-        """`n_threads` None takes all cores that this process may use; `portable` keeps to plain C."""
+        """`n_threads` None takes all cores that this process may use; `path` one of `paths`, None the fastest."""
         self.library = load_library(library_file) if library_file else library()
         self.n_threads = n_threads or available_cores()
-        self.path = "C" if portable or not self.library.lamoid_has_avx2() else "AVX2"
+        known = paths(self.library)
+        self.path = path or next(iter(known))
         self._process = os.getpid()
-        self._team = self.library.lamoid_open(self.n_threads, int(portable))
+        self._team = self.library.lamoid_open(self.n_threads, known[self.path])
         if not self._team:
             raise EngineUnavailable(f"{self.n_threads} threads cannot be started; ask for fewer with --threads")
 

@@ -31,7 +31,7 @@ enum { N_BUFFERS = 16 };
 
 struct Engine {
     Team *team;
-    int is_portable;
+    int path; /* its number in engine.c */
     Buffer buffers[N_BUFFERS];
     /* Floats, a row for each token; the strides are rounded up to 32. */
     float *x, *normed, *q, *k, *v, *mixed, *gate, *up, *projected;
