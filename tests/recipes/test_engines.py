@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.checkpoints.llamas import SHAPES, random_llama
+from tests.inference.native.blocks import PATHS
 
 import lamoid
 from lamoid.checkpoints.hf import write_model

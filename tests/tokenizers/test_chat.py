@@ -1,5 +1,6 @@
 """Chat formats against transformers' apply_chat_template; special tokens in messages; templates that are out to hurt (F27)."""
 
+import importlib.metadata
 import io
 import json
 import os
@@ -407,12 +408,12 @@ def test_process_stays_between_calls_and_knows_no_secrets(monkeypatch):
 
 def test_template_needs_jinja2(monkeypatch):
     def version(name):
-        raise templates.importlib.metadata.PackageNotFoundError(name)
+        raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(templates.importlib.metadata, "version", lambda name: "3.1.5")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.1.5")
     with pytest.raises(MissingExtra, match=r"lamoid\[chat\]"):
         TemplateRenderer("x")
-    monkeypatch.setattr(templates.importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "version", version)
     with pytest.raises(MissingExtra, match=r"jinja2.*lamoid\[chat\]"):
         TemplateRenderer("x")
 

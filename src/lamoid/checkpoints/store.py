@@ -5,7 +5,6 @@ power cut too. Files get the user's umask (safetensors writes mode 0600 by itsel
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -137,6 +136,8 @@ def remove_leftovers(directory: Path) -> list[str]:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
+    import hashlib  # 4 MB of OpenSSL, which a chat does not need
+
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -36,6 +36,15 @@ def huge_memory(n_bytes: int) -> mmap.mmap:
     return memory
 
 
+def _give_back(tensor: GGUFTensor) -> None:
+    """Let the system have the file's pages that were read; they are mapped anew where they are read again."""
+    whole: Any = tensor.data
+    while isinstance(whole, np.ndarray) and whole.base is not None:
+        whole = whole.base
+    if isinstance(whole, mmap.mmap):
+        whole.madvise(mmap.MADV_DONTNEED)
+
+
 class NativeModel:
     """Weights where the kernels want them, and RoPE's angles. Several decoders may share it; they take turns.
 
@@ -80,6 +89,7 @@ class NativeModel:
         """One step of these tokens, each at its position of the sequence with this cache; logits after `outputs`, (n, V)."""
         n, logits = len(ids), np.empty((len(outputs), self._padded_vocab), np.float32)
         embedded = dequantize(self._embedding, np.asarray(ids))
+        _give_back(self._embedding)
         where, wanted = np.array(positions, np.int32), np.array(outputs, np.int32)
         pages = (ctypes.c_void_p * n)(*(table.address for table in tables))
         with self._lock:
@@ -147,11 +157,7 @@ class NativeModel:
         self._used += self._packed_bytes(tensor)
         team = self.team
         team.library.lamoid_pack(team.address, type_id, tensor.data.ctypes.data, *tensor.shape, target)
-        whole: Any = tensor.data
-        while isinstance(whole, np.ndarray) and whole.base is not None:
-            whole = whole.base
-        if isinstance(whole, mmap.mmap):
-            whole.madvise(mmap.MADV_DONTNEED)
+        _give_back(tensor)
         return target
 
 

@@ -1,7 +1,6 @@
 """Chat templates of models: where they are found, and their rendering in a process that can be killed (fault F27)."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -190,9 +189,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _require_jinja2() -> None:
+    from importlib.metadata import PackageNotFoundError, version  # 2 MB, for templates alone
+
     try:
-        found = importlib.metadata.version("jinja2")
-    except importlib.metadata.PackageNotFoundError:
+        found = version("jinja2")
+    except PackageNotFoundError:
         raise MissingExtra("jinja2, which chat templates need,", "chat") from None
     if tuple(int(part) for part in found.split(".")[:3] if part.isdigit()) < SAFE_JINJA2:
         raise MissingExtra(f"jinja2 {found} is here, but 3.1.6 or newer", "chat")

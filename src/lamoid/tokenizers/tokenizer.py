@@ -1,7 +1,6 @@
 """One tokenizer class around the `tokenizers` runtime: encode, decode, batches, and a directory that transformers opens."""
 
 import contextlib
-import hashlib
 import json
 import re
 import sys
@@ -153,6 +152,8 @@ class Tokenizer:
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the ids."""
+        import hashlib  # 4 MB of OpenSSL, which a chat does not need
+
         content = json.dumps([json.loads(self.backend.to_str()), self.specials], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
