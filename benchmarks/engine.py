@@ -29,11 +29,35 @@ from lamoid.inference.native.library import Team
 from lamoid.inference.speculation import SpeculatingDecoder
 from lamoid.inference.speed import memory_read_rate
 from lamoid.inference.weights import weights_of_gguf
+from lamoid.recipes.conversation import find_encoder
 from lamoid.recipes.fetch import fetch
 from lamoid.recipes.load import load
 from lamoid.tokenizers.gguf_vocabulary import tokenizer_from_gguf
 
-NEW_TOKENS = 64
+NEW_TOKENS, ANSWER_TOKENS = 64, 96
+EDITING = """Rename the class Stack to Pile and return the whole file:
+
+```python
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        self.items.append(item)
+
+    def pop(self):
+        if not self.items:
+            raise IndexError("pop from an empty stack")
+        return self.items.pop()
+
+    def peek(self):
+        if not self.items:
+            raise IndexError("peek at an empty stack")
+        return self.items[-1]
+
+    def __len__(self):
+        return len(self.items)
+```"""
 BILLION = dict(block_count=16, embedding_length=2048, feed_forward_length=8192, context_length=8192, vocab_size=32_000)
 HEADS = {"attention.head_count": 32, "attention.head_count_kv": 8, "rope.dimension_count": 64}
 
@@ -109,22 +133,20 @@ class Bench:
         peer.close()
 
     def speculation(self, name: str, kind: str) -> None:
-        """A text that is to be written again with a small change: most of it stands in the prompt."""
+        """A chat in which a file is to be returned with a small change: most of the answer stands in the question."""
         file = self.file(kind)
         model, tokenizer = self.native(file), tokenizer_from_gguf(read_gguf(file).metadata)
         assert tokenizer is not None
-        function = "def area(width, height):\n    if width < 0 or height < 0:\n        raise ValueError\n"
-        function += "    return width * height\n"
-        prompt = tokenizer.encode((function + "\n") * 3 + "def area(width, height):\n")
+        prompt = find_encoder(tokenizer, "").encode([{"role": "user", "content": EDITING}])
         plain, speculating = NativeDecoder(model), SpeculatingDecoder(NativeDecoder(model))
         texts: dict[str, list[int]] = {}
 
         def rate(which: str, decoder: NativeDecoder | SpeculatingDecoder) -> Callable[[], float]:
             def run() -> float:
                 ids: list[int] = []
-                took = timed_steps(decoder.prefill([prompt]), decoder.step, 2 * NEW_TOKENS, ids)
+                took = timed_steps(decoder.prefill([prompt]), decoder.step, ANSWER_TOKENS, ids)
                 assert texts.setdefault("first", ids) == ids
-                return 2 * NEW_TOKENS / took
+                return ANSWER_TOKENS / took
 
             return run
 
