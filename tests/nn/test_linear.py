@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lamoid.nn.linear import WORTHWHILE, Linear, joined_linears, linear, product, weight_gradient
+from lamoid.nn.linear import WORTHWHILE, Linear, add_linear, joined_linears, linear, product, weight_gradient
 
 SHAPES = {"small": ((2, 4, 7), 5), "odd": ((3, 333, 77), 129), "wide": ((130, 65), 1031), "narrow": ((1031, 257), 8)}
 
@@ -84,3 +84,28 @@ def test_layers_of_another_kind_are_called():
     layers = [Linear(300, 200), Doubled(300, 200)]
     x = torch.randn(100, 300)
     torch.testing.assert_close(joined_linears(x, layers)[1], layers[1](x))
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 2), (1031, 129, 8)])
+@pytest.mark.parametrize("needs", [(True, True, True), (False, True, True), (True, False, True), (True, True, False)])
+def test_a_product_is_added_in_place(shape, needs):
+    n, n_out, n_in = shape
+    torch.manual_seed(0)
+    parts = [torch.randn(size, requires_grad=need) for size, need in zip([(n, n_out), (n, n_in), (n_out, n_in)], needs)]  # noqa: B905
+    y, x, weight = parts
+    inputs = [part for part in parts if part.requires_grad]
+    written = y * 1.0
+    got, expected = add_linear(written, x, weight), y + F.linear(x, weight)
+    close(got, expected)
+    assert got.data_ptr() == written.data_ptr()
+    upstream = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        close(ours, theirs)
+
+
+def test_gradients_of_what_is_added_in_place():
+    torch.manual_seed(0)
+    y, x, weight = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in [(4, 3), (4, 2), (3, 2)])
+    assert torch.autograd.gradcheck(lambda y, x, weight: add_linear(y * 1.0, x, weight), (y, x, weight))

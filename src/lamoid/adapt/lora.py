@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lamoid.adapt.nf4 import Nf4Linear
 from lamoid.adapt.paths import ALL_LINEAR, find_layers, replace_layer
 from lamoid.errors import UsageError
-from lamoid.nn.linear import linear
+from lamoid.nn.linear import add_linear, linear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -81,8 +81,14 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, config.rank, device=device))
 
     def forward(self, x: Float[Tensor, "*rest in"]) -> Float[Tensor, "*rest out"]:
-        low = linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A) * self.config.scale
-        return self.linear(x) + linear(low, self.lora_B).to(x.dtype)
+        rows = x.flatten(0, -2)
+        low = linear(self.dropout(rows.to(self.lora_A.dtype)), self.lora_A) * self.config.scale
+        y = self.linear(rows)
+        if y.dtype == low.dtype:
+            y = add_linear(y, low, self.lora_B)
+        else:
+            y = y + linear(low, self.lora_B).to(y.dtype)
+        return y.view(*x.shape[:-1], -1)
 
     @property
     def bias(self) -> Tensor | None:

@@ -105,8 +105,10 @@ class Nf4Linear(nn.Module):
         return dequantize(self.codes, scales, self.out_features * self.in_features).view(shape).to(self.compute_dtype)
 
     def forward(self, x: Float[Tensor, "*rest in"]) -> Float[Tensor, "*rest out"]:
-        y = _Nf4Product.apply(x.to(self.compute_dtype), self).to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        y = _Nf4Product.apply(x.flatten(0, -2).to(self.compute_dtype), self).to(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], -1) if x.dim() > 2 else y
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -127,12 +129,11 @@ class _Nf4Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Nf4Linear) -> Tensor:
         ctx.layer = layer
-        return product(x.flatten(0, -2), layer.weight).view(*x.shape[:-1], -1)
+        return product(x, layer.weight)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        grad = product(upstream[0].flatten(0, -2), ctx.layer.weight.T)
-        return grad.view(*upstream[0].shape[:-1], -1), None
+        return product(upstream[0], ctx.layer.weight.T), None
 
 
 def quantize(weights: Tensor) -> tuple[UInt8[Tensor, " bytes"], Float[Tensor, " blocks"]]:

@@ -10,9 +10,8 @@ from dataclasses import astuple, dataclass
 
 from lamoid.inspect.anatomy import Anatomy, Heads, Sublayer
 from lamoid.inspect.flops import Method, Use, Work, count_parameters, flows_at_first, uses_of
+from lamoid.nn.losses import CHUNK_TOKENS
 
-CHUNK_TOKENS = 1024
-"""Positions whose logits exist at one time: the default of `nn.losses.chunked_cross_entropy`."""
 LOGITS_AT_ONCE = 2
 """Tensors of that size at the peak: the logits, and what logsumexp makes of them."""
 ALLOCATOR_SHARE = {"full": 0.65, "lora": 1.15, "qlora": 1.15, "houlsby": 1.15}
@@ -70,7 +69,7 @@ def training_memory(
     trained_bytes = bytes_per_value if method.kind == "full" else 4
     gradients, moments = n.trainable * trained_bytes, 2 * n.trainable * trained_bytes
     kept = activations(parts, work, method, checkpointing=checkpointing, packed=packed) * bytes_per_value
-    logits = _logits(parts, work) * bytes_per_value
+    logits = _logits(parts, work, method) * bytes_per_value
     held = int(ALLOCATOR_SHARE[method.kind] * kept)
     at_loss = Memory(weights, gradients if accumulates else 0, moments, kept, logits, data, process, held)
     at_end = Memory(weights, gradients + embedding * bytes_per_value, moments, 0, 0, data, process, 0)
@@ -198,13 +197,14 @@ def _at_the_ends(parts: Anatomy, work: Work, method: Method, packed: bool) -> in
     return kept
 
 
-def _logits(parts: Anatomy, work: Work) -> int:
+def _logits(parts: Anatomy, work: Work, method: Method) -> int:
     """Values of logits at the peak: of a chunk of the trained positions, or of all of them in an encoder's head."""
     last = parts.head[-1][0] if parts.head else None
     if last is None:
         return 0
     if last.path == "lm_head":
-        return LOGITS_AT_ONCE * min(work.trained, CHUNK_TOKENS) * last.n_out
+        chunk = CHUNK_TOKENS[method.kind == "full" or method.adapts(last.path)]
+        return LOGITS_AT_ONCE * min(work.trained, chunk) * last.n_out
     return (LOGITS_AT_ONCE * work.trained if last.path == "decoder" else work.rows) * last.n_out
 
 

@@ -30,7 +30,15 @@ def linear(
     """x Wᵀ + b, differentiable: dx = dy W, dW = dyᵀ x, db = Σ dy; what needs no gradient costs none."""
     if not _is_onednns(x, x.numel() * weight.shape[0]):
         return F.linear(x, weight, bias)
-    return _Linears.apply(x, weight, bias)[0]
+    (y,) = _Linears.apply(x.flatten(0, -2), weight, bias)
+    return y.view(*x.shape[:-1], -1) if x.dim() > 2 else y
+
+
+def add_linear(
+    y: Float[Tensor, "rows out"], x: Float[Tensor, "rows in"], weight: Float[Tensor, "out in"]
+) -> Float[Tensor, "rows out"]:
+    """y + x Wᵀ, written over y, which nothing may need as it was."""
+    return _Added.apply(y, x, weight)
 
 
 def product(x: Float[Tensor, "rows inner"], weight: Float[Tensor, "columns inner"]) -> Float[Tensor, "rows columns"]:
@@ -55,7 +63,8 @@ def joined_linears(x: Float[Tensor, "*rest D"], layers: Sequence[nn.Module]) -> 
     plain = [layer for layer in layers if type(layer) is Linear]
     if len(plain) < len(layers) or not _is_onednns(x, x.numel() * min(layer.out_features for layer in plain)):
         return [layer(x) for layer in layers]
-    return list(_Linears.apply(x, *(part for layer in plain for part in (layer.weight, layer.bias))))
+    rows = _Linears.apply(x.flatten(0, -2), *(part for layer in plain for part in (layer.weight, layer.bias)))
+    return [y.view(*x.shape[:-1], -1) for y in rows]
 
 
 def _is_onednns(x: Tensor, multiplications: int) -> bool:
@@ -69,24 +78,38 @@ class _Linears(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *parts: Tensor | None) -> tuple[Tensor, ...]:
         weights, biases = [weight for weight in parts[::2] if weight is not None], parts[1::2]
         ctx.save_for_backward(x if any(ctx.needs_input_grad[1:]) else None, *weights)
-        outputs = [product(x.flatten(0, -2), weight) for weight in weights]
+        outputs = [product(x, weight) for weight in weights]
         for y, bias in zip(outputs, biases, strict=True):
             if bias is not None:
                 y += bias
-        return tuple(y.view(*x.shape[:-1], -1) for y in outputs)
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        rows = [dy.flatten(0, -2) for dy in upstream]
         x_grad, wanted = None, ctx.needs_input_grad[1:]
         if ctx.needs_input_grad[0]:
-            x_grad = product(rows[0], weights[0].T)
-            for dy, weight in zip(rows[1:], weights[1:], strict=True):
+            x_grad = product(upstream[0], weights[0].T)
+            for dy, weight in zip(upstream[1:], weights[1:], strict=True):
                 x_grad += product(dy, weight.T)
-            x_grad = x_grad.view(*upstream[0].shape[:-1], -1)
         gradients: list[Tensor | None] = []
-        for i, dy in enumerate(rows):
-            gradients.append(weight_gradient(dy, x.flatten(0, -2)) if wanted[2 * i] else None)
+        for i, dy in enumerate(upstream):
+            gradients.append(weight_gradient(dy, x) if wanted[2 * i] else None)
             gradients.append(dy.sum(0) if wanted[2 * i + 1] else None)
         return x_grad, *gradients
+
+
+class _Added(torch.autograd.Function):
+    """y + x Wᵀ in y's memory; dy passes, dx = dy W, dW = dyᵀ x."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.mark_dirty(y)
+        return y.addmm_(x, weight.T)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        x_grad = product(upstream, weight.T) if ctx.needs_input_grad[1] else None
+        return upstream, x_grad, weight_gradient(upstream, x) if ctx.needs_input_grad[2] else None

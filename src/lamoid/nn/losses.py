@@ -12,18 +12,22 @@ IGNORED = -100
 """The label of a position that is not trained."""
 
 
+CHUNK_TOKENS = {True: 1024, False: 256}
+"""Positions whose logits exist at one time, where W needs a gradient and where not: each chunk passes over that gradient."""
+
+
 def chunked_cross_entropy(
     hidden: Float[Tensor, "N D"],
     weight: Float[Tensor, "V D"],
     labels: Int[Tensor, " N"],
-    chunk_tokens: int = 1024,
+    chunk_tokens: int | None = None,
     *,
     bias: Float[Tensor, " V"] | None = None,
     label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Σ over trained positions of −log softmax(h Wᵀ + b)[label], in nats: the sum, not the mean.
 
-    Logits are made for `chunk_tokens` positions at a time and for no position whose label is IGNORED; their
+    Logits are made for `chunk_tokens` positions at a time (None: CHUNK_TOKENS) and for no position whose label is IGNORED; their
     gradient softmax(h Wᵀ + b) − onehot(label) is used at once, so memory is chunk · V instead of N · V,
     and nothing is computed twice. The sum lets the caller divide by all trained tokens of a step.
 
@@ -32,6 +36,7 @@ def chunked_cross_entropy(
     trained = labels != IGNORED
     if not bool(trained.all()):
         hidden, labels = hidden[trained], labels[trained]
+    chunk_tokens = chunk_tokens or CHUNK_TOKENS[weight.requires_grad]
     return _ChunkedCrossEntropy.apply(hidden, weight, bias, labels, chunk_tokens, label_smoothing)
 
 
