@@ -196,6 +196,7 @@ def edit(directory: Path, **fields: Any) -> None:
         dict(task_type="SEQ_CLS"),
         dict(modules_to_save=["embed_tokens"]),
         dict(use_dora=True),
+        dict(use_rslora="true"),
         dict(bias="lora_only"),
         dict(lora_bias=True),
         dict(fan_in_fan_out=True),

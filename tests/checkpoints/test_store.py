@@ -52,6 +52,12 @@ def test_atomic_file_appears_at_the_end(tmp_path: Path) -> None:
     assert path.read_text() == "new" and names(tmp_path) == ["x.txt"]
 
 
+def test_atomic_file_makes_its_folder(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "new" / "folder" / "x.txt") as temporary:
+        temporary.write_text("văn bản")
+    assert (tmp_path / "new" / "folder" / "x.txt").read_text() == "văn bản"
+
+
 def test_atomic_file_replaces(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("old")
     with atomic_file(tmp_path / "x.txt") as temporary:

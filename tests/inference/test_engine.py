@@ -245,6 +245,12 @@ def test_a_failed_prefill_leaves_nothing_behind(monkeypatch):
     assert np.array_equal(decoder.prefill([prompt]), decoder_of(weights).prefill([prompt]))
 
 
+def test_an_empty_prompt_is_refused():
+    decoder = decoder_of(random_model("F32"))
+    with pytest.raises(UsageError, match="prompt 1 is empty"):
+        decoder.prefill([[1], []])
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_values_beyond_float16_spoil_no_earlier_token(path):
     """In a cache of float16 they are its largest; as infinities, times a weight of 0, they would be NaN for everyone."""

@@ -104,7 +104,9 @@ def test_every_variant_but_shaws(dropout: float, packed: bool, n_kv_heads: int):
         config = VariantConfig(V, 20, 2, 5, n_kv_heads, 4, 28, 16, dropout=dropout, **{part: choice})
         model = Variant(config).initialise(0)
         found, expected = kept(model, next_token, batch), activations(anatomy(config), work, Method(), packed=packed)
-        wrong += [(part, choice, found, expected)] if found != expected else []
+        has_squares = packed and (dropout or choice in ("t5", "alibi"))  # of documents, which are shorter than rows
+        is_right = found < expected if has_squares else found == expected
+        wrong += [] if is_right else [(part, choice, found, expected)]
     assert not wrong
 
 

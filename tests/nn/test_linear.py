@@ -97,15 +97,9 @@ def test_a_product_is_added_in_place(shape, needs):
     written = y * 1.0
     got, expected = add_linear(written, x, weight), y + F.linear(x, weight)
     close(got, expected)
-    assert got.data_ptr() == written.data_ptr()
+    assert (got.data_ptr() == written.data_ptr()) == (n * n_out * n_in >= WORTHWHILE)
     upstream = torch.randn_like(expected)
     for ours, theirs in zip(
         torch.autograd.grad(got, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         close(ours, theirs)
-
-
-def test_gradients_of_what_is_added_in_place():
-    torch.manual_seed(0)
-    y, x, weight = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in [(4, 3), (4, 2), (3, 2)])
-    assert torch.autograd.gradcheck(lambda y, x, weight: add_linear(y * 1.0, x, weight), (y, x, weight))

@@ -108,6 +108,8 @@ def _lora(raw: dict[str, Any], tensors: dict[str, Tensor]) -> LoraConfig:
     for name, value in (("lora_alpha", alpha), ("lora_dropout", dropout)):
         if type(value) not in (int, float) or not math.isfinite(value):
             raise CheckpointError(f"{name} is {value!r:.80}; it must be a finite number")
+    if type(rslora := raw.get("use_rslora") or False) is not bool:
+        raise CheckpointError(f"use_rslora is {rslora!r:.80}; it must be true or false")
     lora = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
     paths = tuple(dict.fromkeys(name.rpartition(".lora_")[0] for name in lora))
     odd = [name for name in lora if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
@@ -116,7 +118,7 @@ def _lora(raw: dict[str, Any], tensors: dict[str, Tensor]) -> LoraConfig:
     ranks = sorted({t.shape[0] if "lora_A" in name else t.shape[-1] for name, t in lora.items() if t.dim() == 2})
     if ranks != [raw.get("r", 8)]:
         raise CheckpointError(f"r is {raw.get('r', 8)!r:.80}, but {TENSORS_FILE} holds LoRA of rank {ranks}")
-    return LoraConfig(ranks[0], float(alpha), float(dropout), raw.get("use_rslora") is True, paths)
+    return LoraConfig(ranks[0], float(alpha), float(dropout), rslora, paths)
 
 
 def read_quantization(raw: Any) -> Quantization | None:

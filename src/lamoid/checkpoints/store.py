@@ -21,10 +21,12 @@ _TEMPORARY = ".lamoid-tmp-"
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what was written there takes its place at the end, or nothing does."""
+    """Yield a temporary path beside `path`, whose folder is made if there is none; what was written there takes its place at
+    the end, or nothing does."""
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with _disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _finish_file(temporary)
             os.replace(temporary, path)

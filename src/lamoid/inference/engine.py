@@ -172,7 +172,11 @@ class NativeDecoder:
         self._tables: list[PageTable] = []
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Read the prompts; returns the logits of the token after each, (B, V)."""
+        """Read the prompts, none of them empty; returns the logits of the token after each, (B, V)."""
+        if not all(prompts):
+            raise UsageError(
+                f"prompt {[bool(prompt) for prompt in prompts].index(False)} is empty; give at least one token"
+            )
         old, self._tables = self._tables, []
         for table in old:
             table.remember()

@@ -14,9 +14,11 @@ from lamoid.nn.losses import CHUNK_TOKENS
 
 LOGITS_AT_ONCE = 2
 """Tensors of that size at the peak: the logits, and what logsumexp makes of them."""
-ALLOCATOR_SHARE = {"full": 0.65, "lora": 1.15, "qlora": 1.15, "houlsby": 1.15}
+ALLOCATOR_SHARE = {"full": 0.65, "lora": 0.9, "qlora": 1.4, "houlsby": 1.15}
+ENCODER_SHARE = 1.0
 """What glibc's allocator holds at the peak beside what lives, as a share of the activations: holes between tensors that come
-and go, more where a LoRA makes three tensors of a width for one. From the peaks of two models (docs/plan.md)."""
+and go, and with QLoRA what the weights took before they were quantized; and that of an encoder that is trained in full. From
+measured peaks (docs/plan.md)."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: 4 bits, an 8-bit scale for every 64, and a scale of the scales for every 256 of those."""
 
@@ -70,7 +72,8 @@ def training_memory(
     gradients, moments = n.trainable * trained_bytes, 2 * n.trainable * trained_bytes
     kept = activations(parts, work, method, checkpointing=checkpointing, packed=packed) * bytes_per_value
     logits = _logits(parts, work, method) * bytes_per_value
-    held = int(ALLOCATOR_SHARE[method.kind] * kept)
+    is_encoder = method.kind == "full" and not any(heads.causal for heads in parts.heads())
+    held = int((ENCODER_SHARE if is_encoder else ALLOCATOR_SHARE[method.kind]) * kept)
     at_loss = Memory(weights, gradients if accumulates else 0, moments, kept, logits, data, process, held)
     at_end = Memory(weights, gradients + embedding * bytes_per_value, moments, 0, 0, data, process, 0)
     return max(at_loss, at_end, key=lambda memory: memory.total)
@@ -82,7 +85,7 @@ def activations(
     """Values that autograd keeps of a forward pass for the backward pass, ids and masks of booleans not counted.
 
     Checkpointing keeps each block's input, and at the peak the activations of one block. `packed`: documents of a row do not
-    see each other, so that attention has a mask of its own.
+    see each other; what grows with the square of their lengths counts as if one filled each row: nothing says how long they are.
     """
     flows, total = flows_at_first(parts, method), _at_the_ends(parts, work, method, packed)
     for stack in parts.stacks:
@@ -131,7 +134,9 @@ class _Kept:
             kept += n * width * self._between(needs, reads[-1])
         else:
             kept += self._attention(self.part.heads, n) if needs else 0
-            is_copied = parts.rope or _keeps_scores(parts) or not needs  # else the kernel's output lies as it is read
+            is_copied = (
+                parts.rope or self.packed or _keeps_scores(parts) or not needs
+            )  # else the kernel's output lies as it is read
             kept += n * width if reads[-1] and is_copied else 0
         kept += n * d_model if parts.dropout else 0  # what is dropped
         if method.adapts_behind(last.path):
@@ -170,7 +175,7 @@ class _Kept:
             return kept + (work.rows if self.packed else 1) * heads.n_heads * work.tokens * work.tokens
         if not heads.causal:
             return kept + n_memory  # a mask of padding
-        return kept + (n * n_memory // work.rows if self.packed else 0)
+        return kept
 
 
 def _keeps_scores(parts: Anatomy) -> bool:

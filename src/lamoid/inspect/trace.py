@@ -19,6 +19,7 @@ from lamoid.models.decoders import DecoderModel
 from lamoid.models.heads import Encoder, HeadedEncoder, MLMHead, PooledEncoder, PretrainingHead
 from lamoid.nn.attention import Attention, attention_scores
 from lamoid.nn.feed_forward import SwiGLU
+from lamoid.nn.masks import Documents
 from lamoid.nn.positions import rotate
 
 TracedModel = DecoderModel | Encoder | HeadedEncoder | PooledEncoder
@@ -194,6 +195,8 @@ def _attention(module: Attention, call: _Call) -> dict[str, Tensor]:
     )
     rotated_q, rotated_k = (q, k) if rope is None else (rotate(q, *rope), rotate(k, *rope))
     settings: dict[str, Any] = module.settings | {"bias": call.kwargs.get("bias")}
+    if isinstance(mask, Documents):
+        mask = mask.mask(rotated_q.device)
     scores = attention_scores(rotated_q, rotated_k, mask, **settings)
     weights = scores.softmax(dim=-1)
     heads = module.attend(rotated_q, rotated_k, v, mask, **settings)

@@ -22,7 +22,7 @@ from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import ACTIVATIONS, FeedForward
 from lamoid.nn.kv_cache import KVCache
 from lamoid.nn.linear import Linear
-from lamoid.nn.masks import causal_mask, check_covers, token_positions
+from lamoid.nn.masks import Documents, causal_mask, check_covers, token_positions
 from lamoid.nn.norms import LayerNorm
 from lamoid.nn.remade import keep_all
 
@@ -72,7 +72,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(c.residual_dropout)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "#B 1 T S"] | None, cache: KVCache | None, layer: int
+        self,
+        x: Float[Tensor, "B T D"],
+        mask: Bool[Tensor, "#B 1 T S"] | Documents | None,
+        cache: KVCache | None,
+        layer: int,
     ) -> Float[Tensor, "B T D"]:
         x = x + self.dropout(self.attention(self.attention_norm(x), None, mask, cache, layer))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

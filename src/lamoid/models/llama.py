@@ -22,7 +22,7 @@ from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import SwiGLU
 from lamoid.nn.kv_cache import KVCache
 from lamoid.nn.linear import Linear
-from lamoid.nn.masks import causal_mask, check_covers, token_positions
+from lamoid.nn.masks import Documents, causal_mask, check_covers, token_positions
 from lamoid.nn.norms import RMSNorm
 from lamoid.nn.positions import RoPE
 from lamoid.nn.remade import keep_all, made_again
@@ -54,7 +54,7 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         rope: tuple[Tensor, Tensor],
-        mask: Bool[Tensor, "#B 1 T S"] | None,
+        mask: Bool[Tensor, "#B 1 T S"] | Documents | None,
         cache: KVCache | None,
         layer: int,
         rotate_cached_keys: bool,

@@ -19,7 +19,7 @@ from lamoid.nn.attention import Attention, AttentionPath
 from lamoid.nn.feed_forward import ACTIVATIONS, GATES, FeedForward, GatedFeedForward, SwiGLU
 from lamoid.nn.kv_cache import KVCache
 from lamoid.nn.linear import Linear
-from lamoid.nn.masks import causal_mask, check_covers, token_positions
+from lamoid.nn.masks import Documents, causal_mask, check_covers, token_positions
 from lamoid.nn.norms import LayerNorm, RMSNorm
 from lamoid.nn.positions import RoPE
 from lamoid.nn.relative_positions import ALiBi, ShawPositions, T5Bias
@@ -99,7 +99,7 @@ class Block(nn.Module):
         x: Float[Tensor, "B T D"],
         rope: tuple[Tensor, Tensor] | None,
         score_bias: nn.Module | None,
-        mask: Bool[Tensor, "#B 1 T S"] | None,
+        mask: Bool[Tensor, "#B 1 T S"] | Documents | None,
         cache: KVCache | None,
         layer: int,
     ) -> Float[Tensor, "B T D"]:

@@ -1,7 +1,7 @@
 """Scaled dot-product attention with H query heads and K key/value heads: explicit, fused, and in tiles (`flash.py`)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from lamoid.errors import UsageError
 from lamoid.nn.flash import attend_tiled
 from lamoid.nn.kv_cache import KVCache
 from lamoid.nn.linear import Linear, joined_linears
+from lamoid.nn.masks import Documents
 from lamoid.nn.positions import rotate
 from lamoid.nn.relative_positions import ScoreBias, ShawPositions, distances
 from lamoid.nn.remade import made_again
@@ -80,7 +81,7 @@ def attend_fused(
     q: Float[Tensor, "B H T E"],
     k: Float[Tensor, "B K S E"],
     v: Float[Tensor, "B K S E"],
-    mask: Bool[Tensor, "#B 1 #T S"] | None,
+    mask: Bool[Tensor, "#B 1 #T S"] | Documents | None,
     *,
     causal: bool = True,
     bias: ScoreBias | None = None,
@@ -89,9 +90,12 @@ def attend_fused(
 ) -> Float[Tensor, "B H T E"]:
     """The same through PyTorch's fused kernel, which never holds all T × S scores at once; a bias it does hold.
 
-    A single query is never causally masked, so its heads can be laid out as H/K queries of one
-    key/value head: then nothing is repeated, and the cache is read once.
+    Packed documents are taken one by one, without a mask. A single query is never causally masked, so its heads can be laid
+    out as H/K queries of one key/value head: then nothing is repeated, and the cache is read once.
     """
+    if isinstance(mask, Documents):
+        one = partial(attend_fused, mask=None, causal=causal, bias=bias, scale=scale, dropout=dropout)
+        return _attend_each(one, q, k, v, mask.lengths)
     n_queries, n_keys, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
     if mask is None and causal and n_queries > 1 and (n_queries != n_keys or bias is not None):
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q.device).tril(n_keys - n_queries)[None, None]
@@ -108,6 +112,13 @@ def attend_fused(
     if group > 1:
         return _attend_repeated(attend, q, k, v, group, attn_mask=added, is_causal=causal and added is None)
     return attend(q, k, v, attn_mask=added, is_causal=causal and added is None)
+
+
+def _attend_each(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    """The rows one behind the other, (B T) H E, cut into documents, each of which is a batch of its own."""
+    each = zip(*(part.transpose(1, 2).flatten(0, 1).split(lengths) for part in (q, k, v)), strict=True)
+    outs = [attend(*(part.transpose(0, 1)[None] for part in parts))[0].transpose(0, 1) for parts in each]
+    return torch.cat(outs).unflatten(0, (q.shape[0], -1)).transpose(1, 2)
 
 
 def _attend_repeated(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, group: int, **how: Any) -> Tensor:
@@ -163,7 +174,7 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "B T D"],
         rope: tuple[Tensor, Tensor] | None = None,
-        mask: Bool[Tensor, "#B 1 #T S"] | None = None,
+        mask: Bool[Tensor, "#B 1 #T S"] | Documents | None = None,
         cache: KVCache | None = None,
         layer: int = 0,
         *,
@@ -188,6 +199,8 @@ class Attention(nn.Module):
             k = rotate(k, *rope)
         if cache is not None and not rotate_cached_keys:
             k, v = cache.append(layer, k, v)
+        if isinstance(mask, Documents) and self.attend is not attend_fused:
+            mask = mask.mask(x.device)
         dropout = self.dropout if self.training else 0.0
         out = self.attend(q, k, v, mask, bias=bias, dropout=dropout, **self.settings)
         return self.o_proj(out.transpose(1, 2).flatten(2))

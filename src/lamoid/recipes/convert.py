@@ -2,13 +2,11 @@
 
 import json
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lamoid.errors import UsageError
+from lamoid.recipes.progress import progress
 from lamoid.recipes.recipe import option, say
 
 
@@ -41,7 +39,7 @@ def run(recipe: Recipe) -> int:
     set_threads(recipe.threads)
     source, target = open_model(resolve(recipe.source)), Path(recipe.target).expanduser()
     n_weights = sum(math.prod(shape) for shape in source.shapes.values())
-    with tqdm(total=2 * n_weights, unit="w", unit_scale=True, desc="converting", delay=2, file=sys.stderr) as bar:
+    with progress("converting", 2 * n_weights, "w") as bar:
         dtype = recipe.dtype.upper() if recipe.dtype else None
         proof = convert(source, target, kind=recipe.to, dtype=dtype, notify=say, on_weights=bar.update)
     if recipe.json:

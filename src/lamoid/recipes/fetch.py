@@ -11,11 +11,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lamoid.checkpoints.store import CHECKSUMS_FILE, atomic_directory, file_digest, remove_leftovers, verify, write_json
 from lamoid.errors import CheckpointError, DataError, RunError, UsageError
 from lamoid.recipes.catalogue import CATALOGUE, FACTS_FILE, Package, models_directory, place
+from lamoid.recipes.progress import progress
 
 Say = Callable[[str], object]
 DOWNLOADS = ".downloads"
@@ -155,7 +154,7 @@ def _dequantize(file: Path, folder: Path, say: Say) -> None:
     say(f"dequantizing {file.name}, and comparing the result with it")
     converted, source = folder / "converted", open_model(file)
     n_weights = sum(math.prod(shape) for shape in source.shapes.values())
-    with tqdm(total=2 * n_weights, unit="", unit_scale=True, desc="weights", delay=2, file=sys.stderr) as bar:
+    with progress("weights", 2 * n_weights, "w") as bar:
         convert(source, converted, kind="hf", notify=say, on_weights=bar.update)
     (converted / CHECKSUMS_FILE).unlink()  # the whole folder gets its own
     for written in converted.iterdir():
