@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
     budget="25 runs of 300 steps, 8 layers",
     rule=f"Paired over seeds, intervals 95 %: without a warm-up Post-LN's held-out loss is higher by at least {COSTS} nats and "
     f"Pre-LN's by at most {LITTLE}; without residual sums Pre-LN's is higher by at least {COSTS}.",
-    settings=BUDGET | {"layers": 8, "steps": 300, "seeds": 5},
+    settings=BUDGET | {"layers": 8, "steps": 300, "rate": 1e-2, "seeds": 5},
     trial=TRIAL | {"seeds": 2},
     measure=partial(run_arms, ARMS),
     judge=judge,
