@@ -12,8 +12,8 @@ import torch
 from lamoid.inspect.charts import line_chart
 from lamoid.nn.feed_forward import ACTIVATIONS, GATES
 from lamoid.recipes.lab.arms import draw_arms, gap, run_arms, tabulate_arms
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, decide, in_units
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL
 
 UNGATED, GATED = ("relu", "gelu"), ("glu", "bilinear", "reglu", "geglu", "swiglu")
 LEAST = 0.01

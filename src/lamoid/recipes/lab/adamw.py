@@ -12,9 +12,9 @@ from functools import partial
 
 from lamoid.inspect.charts import heat_map
 from lamoid.recipes.lab.arms import losses, run_arms, tabulate_arms
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, decide, in_units
 from lamoid.recipes.lab.paired import differences
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL
 
 KINDS = {"adamw": "AdamW", "adam-l2": "Adam + L2"}
 LEAST = 0.05

@@ -13,9 +13,9 @@ from typing import Any
 from lamoid.adapt.gqa import POOLINGS, group_kv_heads
 from lamoid.inspect.charts import Point, bar_chart
 from lamoid.models.llama import Llama, LlamaConfig
+from lamoid.recipes.lab.budget import BUDGET, TRIAL, learn, loss, n_tokens
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, Table, decide, in_units
 from lamoid.recipes.lab.paired import Effect, differences, effect
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL, learn, loss, n_tokens
 
 LEAST = 0.02
 Losses = dict[str, Any]

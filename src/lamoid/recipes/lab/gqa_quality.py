@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from lamoid.recipes.lab.arms import draw_arms, gap, run_arms, tabulate_arms
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, decide, decide_at_most, in_units
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL
 
 MHA, GQA, MQA = "MHA", "GQA", "MQA"
 NEAR = 0.02

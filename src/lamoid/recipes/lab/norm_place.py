@@ -9,8 +9,8 @@ Five decoders over the same seeds and batches. The learning rate and the depth a
 from functools import partial
 
 from lamoid.recipes.lab.arms import Arms, draw_arms, gap, run_arms, tabulate_arms
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, decide, decide_at_most, in_units
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL
 
 PRE, POST, PRE_COLD, POST_COLD = "Pre-LN", "Post-LN", "Pre-LN, no warm-up", "Post-LN, no warm-up"
 BARE = "Pre-LN, no residual sums"

@@ -7,8 +7,8 @@ any positions still trains, as the causal mask tells the order (Haviv et al. 202
 from functools import partial
 
 from lamoid.recipes.lab.arms import draw_arms, gap, run_arms, tabulate_arms
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, decide, in_units
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL
 
 KINDS = ("rope", "learned", "sinusoidal", "shaw", "t5", "alibi", "none")
 LEAST = 0.01

@@ -9,12 +9,12 @@ The rate is constant behind its warm-up, so that every run passes through the bu
 steps gives. What is fitted to the three smaller sizes has to foresee the largest one.
 """
 
-import statistics
 from collections.abc import Sequence
 
 import numpy as np
 
 from lamoid.inspect.charts import Point, line_chart, number
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiment import (
     Check,
     Experiment,
@@ -27,7 +27,7 @@ from lamoid.recipes.lab.experiment import (
     in_units,
 )
 from lamoid.recipes.lab.paired import differences, effect
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL, trained
+from lamoid.recipes.lab.small_models import trained
 
 GAINS, NEAR = 0.05, 0.05
 EXPONENTS = np.arange(0.05, 1.51, 0.05)
@@ -39,24 +39,21 @@ def measure(s: Settings, keep: Keep) -> Facts:
         [trained(keep, s, {"width": width, "steps": s["at"][-1]}, seed, steps=s["at"]) for width in s["widths"]]
         for seed in range(s["seeds"])
     ]
-    return {
-        "parameters": [run["parameters"] for run in found[0]],
-        "tokens": [step * s["rows"] * s["context"] for step in s["at"]],
-        "losses": [[[run["at_step"][f"{step}"] for step in s["at"]] for run in runs] for runs in found],
-    }
+    sizes, tokens = [run["parameters"] for run in found[0]], [step * s["rows"] * s["context"] for step in s["at"]]
+    losses = [[[run["at_step"].get(f"{step}", run["loss"]) for step in s["at"]] for run in runs] for runs in found]
+    return {"parameters": sizes, "tokens": tokens, "losses": losses}
 
 
 def fit(parameters: Sequence[float], tokens: Sequence[float], losses: np.ndarray) -> tuple[float, ...]:
-    """E, A, B, α, β of least squares: linear in the first three, the exponents from a grid. `losses` is sizes × budgets."""
+    """E, A, B, α, β of least squares, sizes × budgets: the first three linear and at least 0, the exponents from a grid."""
     n, d = (axis.ravel() for axis in np.meshgrid(parameters, tokens, indexing="ij"))
     best: tuple[float, ...] = (np.inf,)
     for alpha in EXPONENTS:
         for beta in EXPONENTS:
-            columns = np.stack([np.ones_like(n, dtype=float), n**-alpha, d**-beta], axis=1)
-            found, _, _, _ = np.linalg.lstsq(columns, losses.ravel(), rcond=None)
+            columns = np.stack([np.ones(n.shape), n**-alpha, d**-beta], axis=1)
+            found = np.linalg.lstsq(columns, losses.ravel(), rcond=None)[0].clip(min=0)
             error = float(((columns @ found - losses.ravel()) ** 2).sum())
-            if error < best[0] and (found >= 0).all():
-                best = (error, *map(float, found), float(alpha), float(beta))
+            best = min(best, (error, *map(float, found), float(alpha), float(beta)))
     return best[1:]
 
 
@@ -83,14 +80,10 @@ def judge(facts: Facts) -> list[Check]:
 def tabulate(facts: Facts) -> Table:
     """Mean losses, and the surface that fits all of them."""
     means = np.array(facts["losses"]).mean(axis=0)
-    rows = [
-        [f"{n:,} parameters", *(f"{loss:.3f}" for loss in row)]
-        for n, row in zip(facts["parameters"], means, strict=True)
-    ]
-    surface = fit(facts["parameters"], facts["tokens"], means)
-    e, a, b, alpha, beta = map(number, surface)
-    law = f"L = {e} + {a} / N^{alpha} + {b} / D^{beta}"
-    rows.append([law, *("" for _ in facts["tokens"])])
+    named = zip(facts["parameters"], means, strict=True)
+    rows = [[f"{n:,} parameters", *(f"{loss:.3f}" for loss in row)] for n, row in named]
+    e, a, b, alpha, beta = map(number, fit(facts["parameters"], facts["tokens"], means))
+    rows.append([f"L = {e} + {a} / N^{alpha} + {b} / D^{beta}", *("" for _ in facts["tokens"])])
     return Table(["held-out loss (nats a token) after", *(f"{d:,} tokens" for d in facts["tokens"])], rows)
 
 
@@ -100,10 +93,10 @@ def draw(facts: Facts) -> list[str]:
     surface = fit(n, d, losses.mean(axis=0))
     lines: dict[str, list[Point]] = {}
     for j, tokens in enumerate(d):
-        of_size = [losses[:, i, j].tolist() for i in range(len(n))]
-        lines[f"{tokens:,} tokens"] = [
-            (x, statistics.fmean(y), min(y), max(y)) for x, y in zip(n, of_size, strict=True)
-        ]
+        seen = losses[:, :, j]
+        lines[f"{tokens:,} tokens"] = list(
+            zip(n, *(f(seen, axis=0).tolist() for f in (np.mean, np.min, np.max)), strict=True)
+        )
         between = np.geomspace(n[0], n[-1], 40).tolist()
         lines[f"{tokens:,} tokens, fitted"] = [(x, foreseen(surface, x, tokens)) for x in between]
     return [line_chart("Loss over parameters", "parameters", "held-out loss (nats a token)", lines, log_x=True)]
