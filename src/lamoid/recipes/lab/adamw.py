@@ -67,11 +67,11 @@ EXPERIMENT = Experiment(
     name="adamw",
     claim="AdamW's weight decay generalizes better than L2 in Adam's gradient.",
     question="What is the final loss over weight decay and learning rate when a small text is read ten times?",
-    budget="56 runs of 400 steps on 20,000 tokens",
+    budget="42 runs of 400 steps on 20,000 tokens",
     rule=f"Paired over seeds, 95 % intervals: the held-out loss of AdamW's best cell is at least {LEAST} nats below that of Adam "
     "+ L2's best, and below that of Adam without decay.",
     settings=BUDGET
-    | {"tokens": 20_000, "steps": 400, "rates": (2e-3, 5e-3), "seeds": 4}
+    | {"tokens": 20_000, "steps": 400, "rates": (2e-3, 5e-3), "seeds": 3}
     | {"adamw": (0.3, 1.0, 3.0), "adam-l2": (1e-3, 3e-3, 1e-2)},
     trial=TRIAL | {"seeds": 2, "adamw": (1.0,), "adam-l2": (1e-3,), "rates": (5e-3,)},
     measure=measure,

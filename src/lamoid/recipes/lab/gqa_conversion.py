@@ -66,7 +66,7 @@ def judge(facts: Facts) -> list[Check]:
 def tabulate(facts: Facts) -> Table:
     """What is lost beside the original."""
     columns = ["lost beside the original (nats a token, 95 %)", "before uptraining"]
-    columns += [f"after {share:.0%}" for share in facts["shares"]]
+    columns += [f"after {100 * share:.0f} %" for share in facts["shares"]]
     rows = []
     for pooling in POOLINGS:
         n_places = len(facts["seeds"][0][pooling])
@@ -82,7 +82,7 @@ def _interval(seen: Effect) -> str:
 def draw(facts: Facts) -> list[str]:
     """Bars of what is lost."""
     groups: dict[str, dict[str, Point]] = {}
-    for place, name in enumerate(("before", *(f"after {share:.0%}" for share in facts["shares"]))):
+    for place, name in enumerate(("before", *(f"after {100 * share:.0f} %" for share in facts["shares"]))):
         seen = {pooling: effect(after(facts, pooling, place)) for pooling in POOLINGS}
         groups[name] = {pooling: (one.mean, one.low, one.high) for pooling, one in seen.items()}
     return [

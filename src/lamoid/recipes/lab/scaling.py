@@ -5,8 +5,9 @@ the data does not limit it. Hoffmann et al. 2022, equation 2:
 
     L(N, D) = E + A / N^α + B / D^β        N parameters, D tokens
 
-The rate is constant behind its warm-up, so that every run passes through the budgets: a model at 400 steps is what a run of 400
-steps gives. What is fitted to the three smaller sizes has to foresee the largest one.
+The rate is constant behind its warm-up, so that a model at 400 steps is what a run of 400 steps gives. It falls as 1 / width,
+about as in GPT-3 (Brown et al. 2020, table 2.1), and the first weights as 1 / √width: one rate for all sizes would hold the large
+ones back. What is fitted to the three smaller sizes has to foresee the largest one.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lamoid.inspect.charts import Point, line_chart, number
-from lamoid.recipes.lab.budget import BUDGET, TRIAL
+from lamoid.recipes.lab.budget import BUDGET, TRIAL, Run
 from lamoid.recipes.lab.experiment import (
     Check,
     Experiment,
@@ -35,10 +36,13 @@ EXPONENTS = np.arange(0.05, 1.51, 0.05)
 
 def measure(s: Settings, keep: Keep) -> Facts:
     """The loss of each width at each number of steps, of each seed."""
-    found = [
-        [trained(keep, s, {"width": width, "steps": s["at"][-1]}, seed, steps=s["at"]) for width in s["widths"]]
-        for seed in range(s["seeds"])
-    ]
+
+    def run(width: int, seed: int) -> Run:
+        wider = width / s["width"]
+        changes = {"width": width, "rate": s["rate"] / wider, "init_std": s["init_std"] / wider**0.5}
+        return trained(keep, s, changes | {"steps": s["at"][-1]}, seed, steps=s["at"])
+
+    found = [[run(width, seed) for width in s["widths"]] for seed in range(s["seeds"])]
     sizes, tokens = [run["parameters"] for run in found[0]], [step * s["rows"] * s["context"] for step in s["at"]]
     losses = [[[run["at_step"].get(f"{step}", run["loss"]) for step in s["at"]] for run in runs] for runs in found]
     return {"parameters": sizes, "tokens": tokens, "losses": losses}
@@ -93,10 +97,8 @@ def draw(facts: Facts) -> list[str]:
     surface = fit(n, d, losses.mean(axis=0))
     lines: dict[str, list[Point]] = {}
     for j, tokens in enumerate(d):
-        seen = losses[:, :, j]
-        lines[f"{tokens:,} tokens"] = list(
-            zip(n, *(f(seen, axis=0).tolist() for f in (np.mean, np.min, np.max)), strict=True)
-        )
+        spread = [f(losses[:, :, j], axis=0).tolist() for f in (np.mean, np.min, np.max)]
+        lines[f"{tokens:,} tokens"] = list(zip(n, *spread, strict=True))
         between = np.geomspace(n[0], n[-1], 40).tolist()
         lines[f"{tokens:,} tokens, fitted"] = [(x, foreseen(surface, x, tokens)) for x in between]
     return [line_chart("Loss over parameters", "parameters", "held-out loss (nats a token)", lines, log_x=True)]
