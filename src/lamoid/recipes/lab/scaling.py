@@ -5,9 +5,8 @@ the data does not limit it. Hoffmann et al. 2022, equation 2:
 
     L(N, D) = E + A / N^α + B / D^β        N parameters, D tokens
 
-The rate is constant behind its warm-up, so that a model at 400 steps is what a run of 400 steps gives. It falls as 1 / width,
-about as in GPT-3 (Brown et al. 2020, table 2.1), and the first weights as 1 / √width: one rate for all sizes would hold the large
-ones back. What is fitted to the three smaller sizes has to foresee the largest one.
+The rate is constant, so that a model at 400 steps is what a run of 400 steps gives. It falls as 1 / width, about as in GPT-3
+(Brown et al. 2020, table 2.1), and the first weights as 1 / √width. What fits the three smaller sizes has to foresee the largest.
 """
 
 from collections.abc import Sequence
