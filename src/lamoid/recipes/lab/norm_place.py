@@ -3,7 +3,9 @@
 Claims: Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture", section 4: with Post-LN "the learning rate
 warm-up stage is essential", with Pre-LN it can be left out. He et al. 2016: without residual sums deep stacks do not train.
 
-Five decoders over the same seeds and batches. The learning rate and the depth are such that Post-LN is near its limit.
+Five decoders over the same seeds and batches, at a learning rate that both can bear. At twice this rate Post-LN stayed at the loss
+of single tokens' frequencies in one of five seeds with a warm-up and in three without, Pre-LN in none: a mean of such runs says
+little, so the rule looks at the lower rate.
 """
 
 from functools import partial
@@ -42,7 +44,7 @@ EXPERIMENT = Experiment(
     budget="25 runs of 300 steps, 8 layers",
     rule=f"Paired over seeds, intervals 95 %: without a warm-up Post-LN's held-out loss is higher by at least {COSTS} nats and "
     f"Pre-LN's by at most {LITTLE}; without residual sums Pre-LN's is higher by at least {COSTS}.",
-    settings=BUDGET | {"layers": 8, "steps": 300, "rate": 1e-2, "seeds": 5},
+    settings=BUDGET | {"layers": 8, "steps": 300, "seeds": 5},
     trial=TRIAL | {"seeds": 2},
     measure=partial(run_arms, ARMS),
     judge=judge,
