@@ -11,7 +11,7 @@ from lamoid.inspect.svg import svg, text
 Point = tuple[float, ...]
 """(x, y), or (x, y, low, high), whose band is drawn too."""
 
-WIDTH, PLOT, LEFT, RIGHT = 760, 290, 84, 18
+WIDTH, PLOT, LEFT, RIGHT = 760, 290, 84, 24
 COLOURS = 8
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
