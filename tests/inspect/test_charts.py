@@ -7,13 +7,13 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from lamoid.inspect.charts import bar_chart, heat_map, line_chart, number, ticks
+from lamoid.inspect.svg import standalone
 
-SVG = "{http://www.w3.org/2000/svg}"
 SCRIPTS = ["Tiếng Việt", "中文 <b>", '한국어 & "x"']
 
 
 def texts(svg):
-    return [element.text for element in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
 
 
 @pytest.mark.parametrize("log_x", [False, True])
@@ -22,7 +22,7 @@ def test_lines_go_where_their_numbers_are(log_x, log_y):
     """Places on the picture are an affine image of the values, or of their logarithms."""
     xs, ys = [1, 2, 8, 64, 900], [0.02, 3.0, 1.5, 700.0, 40.0]
     svg = line_chart("t", "x (tokens)", "y (s)", {"one": list(zip(xs, ys, strict=True))}, log_x=log_x, log_y=log_y)
-    line = ElementTree.fromstring(svg).find(f"{SVG}polyline")
+    line = ElementTree.fromstring(svg).find("polyline")
     places = [tuple(map(float, place.split(","))) for place in line.get("points").split()]
     for values, seen, is_log, turned in (
         (xs, [p[0] for p in places], log_x, 1),
@@ -33,20 +33,27 @@ def test_lines_go_where_their_numbers_are(log_x, log_y):
         assert scale * turned > 0
         for value, place in zip(true, seen, strict=True):
             assert place == pytest.approx(seen[0] + scale * (value - true[0]), abs=0.3)
-    assert all(0 < x < 720 and 0 < y < 380 for x, y in places)
+    assert all(0 < x < 760 and 0 < y < float(ElementTree.fromstring(svg).get("height")) for x, y in places)
 
 
 def test_names_and_units_are_there_and_escaped():
     curves = {name: [(1, 2.0, 1.5, 2.5), (2, 3.0, 2.0, 4.0)] for name in SCRIPTS}
     svg = line_chart("title", "steps", "loss (nats)", curves)
     assert {"title", "steps", "loss (nats)", *SCRIPTS} <= set(texts(svg))
-    assert len(list(ElementTree.fromstring(svg).iter(f"{SVG}polygon"))) == 3, "a band for each"
-    assert not re.search(r"href|url\(|@import|<script", svg) and "prefers-color-scheme:dark" in svg
+    assert len(list(ElementTree.fromstring(svg).iter("polygon"))) == 3, "a band for each"
+    file = standalone(svg)
+    assert not re.search(r"href|url\(|@import|<script", file) and "prefers-color-scheme: dark" in file
+    assert ElementTree.fromstring(file).tag == "{http://www.w3.org/2000/svg}svg"
+    assert texts(file) == texts(svg) and ElementTree.fromstring(file)[1].get("fill") == "var(--paper)"
 
 
 def test_bars_begin_at_zero_and_keep_their_sign():
     svg = bar_chart("t", "saved (%)", {"a": {"x": (10.0, 5.0, 15.0), "y": (-20.0, -30.0, -10.0)}, "b": {"x": (40.0,)}})
-    bars = [e for e in ElementTree.fromstring(svg).iter(f"{SVG}rect") if e.get("fill", "").startswith("var(--c")]
+    bars = [
+        e
+        for e in ElementTree.fromstring(svg).iter("rect")
+        if e.get("class", "").startswith("bar c") and e.get("height") == "13"
+    ]
     left, width = ([float(e.get(key)) for e in bars] for key in ("x", "width"))
     assert width[1] == pytest.approx(2 * width[0], abs=0.2) and width[2] == pytest.approx(4 * width[0], abs=0.4)
     assert left[0] == left[2] == pytest.approx(left[1] + width[1], abs=0.2)
@@ -54,7 +61,7 @@ def test_bars_begin_at_zero_and_keep_their_sign():
 
 def test_a_map_is_darkest_where_it_is_highest():
     svg = heat_map("t", "x", "y", ["a", "b"], ["c", "d"], [[1.0, 2.0], [4.0, math.nan]])
-    opacity = [float(e.get("opacity")) for e in ElementTree.fromstring(svg).iter(f"{SVG}rect") if e.get("opacity")]
+    opacity = [float(e.get("opacity")) for e in ElementTree.fromstring(svg).iter("rect") if e.get("opacity")]
     assert opacity[2] == max(opacity) and opacity[0] == min(opacity) and opacity[0] < opacity[1]
     assert {"1", "2", "4", "–"} <= set(texts(svg))
 
@@ -75,5 +82,27 @@ def test_numbers_are_short(value, text):
 
 def test_no_two_of_sixteen_lines_look_alike():
     root = ElementTree.fromstring(line_chart("t", "x", "y", {str(i): [(1, i), (2, i)] for i in range(16)}))
-    looks = [(line.get("stroke"), line.get("stroke-dasharray")) for line in root.iter(f"{SVG}polyline")]
+    looks = [(line.get("class"), line.get("stroke-dasharray")) for line in root.iter("polyline")]
     assert len(set(looks)) == 16
+
+
+def test_a_legend_breaks_its_rows_before_the_edge():
+    names = [
+        "mean of the last layers",
+        "Tiếng Việt có dấu thanh",
+        "大规模语言模型的注意力机制",
+        "한국어로 쓴 긴 이름입니다",
+    ] * 2
+    root = ElementTree.fromstring(
+        line_chart("t", "x", "y", {f"{n} {i}": [(1, i), (2, 3)] for i, n in enumerate(names)})
+    )
+    keys = [text for text in root.iter("text") if text.text.rpartition(" ")[0] in names]
+    places = [(float(key.get("x")), float(key.get("y"))) for key in keys]
+    assert len(set(places)) == len(names) == len(places) and len({y for _, y in places}) > 1
+    assert max(y for _, y in places) < float(root.get("height")) and all(x < 560 for x, _ in places)
+
+
+@pytest.mark.parametrize("values", [[14.0, 444.0], [0.9, 1.1], [1e-6, 5.0], [2048.0, 2048.0]])
+def test_logarithmic_ticks_cover_the_values_and_are_few(values):
+    found = ticks(values, True)
+    assert found[0] <= min(values) and found[-1] >= max(values) and len(found) <= 9 and found == sorted(found)

@@ -1,23 +1,18 @@
-"""Charts as SVG: titles, axes with units, legends; no library, no network. They follow the reader's light or dark theme."""
+"""Charts as SVG, with title, axes with units and legend: by hand, as all that `svg.py` draws.
 
-import html
+A chart is as wide as a page of text. Its legend stands beneath it, in as many rows as the names need.
+"""
+
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+from lamoid.inspect.svg import svg, text
 
 Point = tuple[float, ...]
 """(x, y), or (x, y, low, high), whose band is drawn too."""
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 380, 74, 178, 44, 52
+WIDTH, PLOT, LEFT, RIGHT = 760, 290, 84, 24
 COLOURS = 8
-STYLE = """
-.chart{--ink:#1f2328;--soft:#59636e;--grid:#dde2e8;--paper:#fff;font:13px system-ui,sans-serif;background:var(--paper)}
-.chart text{fill:var(--ink)} .chart .title{font-weight:600;font-size:15px} .chart .soft{fill:var(--soft)}
-.chart .grid{stroke:var(--grid)} .chart .axis{stroke:var(--soft)} .chart .span{stroke:var(--ink)}
-.chart .line{fill:none;stroke-width:2}
-.chart{--c0:#0b63b0;--c1:#c2410c;--c2:#137a4b;--c3:#8b3fa8;--c4:#93780a;--c5:#0d8290;--c6:#b3265c;--c7:#5b6470}
-@media (prefers-color-scheme:dark){.chart{--ink:#e6edf3;--soft:#9aa5b1;--grid:#343c46;--paper:#14181d;
---c0:#6cb2f7;--c1:#fb9a5b;--c2:#5cc98f;--c3:#cf9cf0;--c4:#dcc04e;--c5:#5bccd8;--c6:#f58bb4;--c7:#a9b3be}}
-"""
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 
 
@@ -29,74 +24,97 @@ def line_chart(
     *,
     log_x: bool = False,
     log_y: bool = False,
+    from_zero: bool = False,
+    areas: Collection[str] = (),
 ) -> str:
-    """One line for each name, in its order. A logarithmic axis takes positive values alone."""
+    """One line for each name, in its order; those of `areas` are filled down to 0. A logarithmic axis takes positive values.
+
+    Without a title there is no room for one. `from_zero` lets the y axis begin at 0.
+    """
     points = [point for curve in series.values() for point in curve]
-    xs, ys = [p[0] for p in points], [y for p in points for y in p[1:]]
+    xs, ys = [p[0] for p in points], [y for p in points for y in p[1:]] + [0.0] * from_zero
     x_range = (min(xs), max(xs)) if min(xs) < max(xs) else (min(xs) * 0.9, max(xs) * 1.1 or 1.0)
-    x_ticks, y_ticks = [x for x in ticks(xs, log_x) if x_range[0] <= x <= x_range[1]], ticks(ys, log_y)
+    few = log_x and len(set(xs)) <= 9
+    x_ticks = sorted(set(xs)) if few else [x for x in ticks(xs, log_x) if x_range[0] <= x <= x_range[1]]
+    y_ticks = ticks(ys, log_y)
     y_range = (min([*ys, *y_ticks]), max([*ys, *y_ticks]))
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+    top, right = 44 if title else 12, WIDTH - RIGHT
+    bottom = top + PLOT
 
     def across(x: float) -> float:
         return LEFT + _share(x, x_range, log_x) * (right - LEFT)
 
     def up(y: float) -> float:
-        return bottom - _share(y, y_range, log_y) * (bottom - TOP)
+        return bottom - _share(y, y_range, log_y) * PLOT
 
-    parts = [_text(LEFT, 24, title, "title"), *_axes(x_label, y_label)]
-    for x in x_ticks:
-        parts.append(_text(across(x), bottom + 18, number(x), "soft", anchor="middle"))
+    parts = [text(16, 24, title, kind="title")] if title else []
     for y in y_ticks:
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{up(y):.1f}" y2="{up(y):.1f}"/>')
-        parts.append(_text(LEFT - 8, up(y) + 4, number(y), "soft", anchor="end"))
-    for number_of, (name, curve) in enumerate(series.items()):
-        colour, dash = f"var(--c{number_of % COLOURS})", DASHES[(number_of // 2 + number_of // COLOURS) % len(DASHES)]
+        parts.append(f'<path class="rule" d="M{LEFT} {up(y):.1f}H{right}"/>')
+        parts.append(text(LEFT - 8, up(y) + 4, number(y), "end", "tick"))
+    for x in x_ticks:
+        parts.append(f'<path class="rule" d="M{across(x):.1f} {bottom}v5"/>')
+        parts.append(text(across(x), bottom + 19, number(x), "middle", "tick"))
+    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
+    parts.append(text((LEFT + right) / 2, bottom + 40, x_label, "middle", "soft"))
+    parts.append(text(20, top + PLOT / 2, y_label, "middle", "soft", turned=True))
+    for i, (name, curve) in enumerate(series.items()):
         places = [(across(p[0]), up(p[1])) for p in curve]
-        if len(curve) and len(curve[0]) == 4:
-            edge = [(across(p[0]), up(p[3])) for p in curve] + [(across(p[0]), up(p[2])) for p in reversed(curve)]
-            parts.append(f'<polygon points="{_places(edge)}" fill="{colour}" opacity=".16"/>')
-        parts.append(f'<polyline class="line" points="{_places(places)}" stroke="{colour}" stroke-dasharray="{dash}"/>')
-        if len(curve) <= 24:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
-        parts += _legend(number_of, name, colour, dash)
-    return _picture(title, parts, HEIGHT)
+        ground = up(max(y_range[0], 0)) if name in areas else None
+        parts += _curve(i, places, [(across(p[0]), up(p[2]), up(p[3])) for p in curve if len(p) == 4], ground)
+    keys, height = _legend(list(series), bottom + 64, areas)
+    return svg(WIDTH, height, *parts, *keys, label=title)
+
+
+def _curve(
+    i: int, places: Sequence[tuple[float, float]], band: Sequence[tuple[float, float, float]], ground: float | None
+) -> list[str]:
+    """A line with its band, or an area above the ground; points are marked where they are few."""
+    colour = f"c{i % COLOURS}"
+    if ground is not None:
+        edge = [(places[0][0], ground), *places, (places[-1][0], ground)]
+        return [f'<polygon class="area {colour}" points="{_places(edge)}"/>']
+    parts = []
+    if band:
+        edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in reversed(band)]
+        parts.append(f'<polygon class="area {colour}" points="{_places(edge)}"/>')
+    parts.append(f'<polyline class="curve {colour}" points="{_places(places)}"{_dash(i)}/>')
+    if len(places) <= 24:
+        parts += [f'<circle class="dot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places]
+    return parts
 
 
 def bar_chart(title: str, x_label: str, groups: Mapping[str, Mapping[str, Point]]) -> str:
     """Horizontal bars from 0: for each group, a bar of (value,) or (value, low, high) for each name."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     values = [value for group in groups.values() for point in group.values() for value in point]
-    x_ticks = ticks([0.0, *values], False)
-    x_range, bar = (min(x_ticks), max([*x_ticks, *values])), 16
-    left, right = LEFT + 96, WIDTH - RIGHT
-    height = TOP + sum(bar * len(group) + 12 for group in groups.values()) + BOTTOM
+    x_ticks, bar, top = ticks([0.0, *values], False), 16, 44
+    x_range = (min(x_ticks), max([*x_ticks, *values]))
+    left, right = max(LEFT, 24 + max(_wide(name) for name in groups)), WIDTH - RIGHT - 10
+    bottom = top + sum(bar * len(group) + 12 for group in groups.values())
 
     def across(x: float) -> float:
         return left + _share(x, x_range, False) * (right - left)
 
-    parts, y = [_text(LEFT, 24, title, "title")], float(TOP)
+    parts, y = [text(16, 24, title, kind="title")], float(top)
     for x in x_ticks:
-        line = f'<line class="grid" x1="{across(x):.1f}" x2="{across(x):.1f}" y1="{TOP - 6}" y2="{height - BOTTOM}"/>'
-        parts += [line, _text(across(x), height - BOTTOM + 16, number(x), "soft", anchor="middle")]
-    parts.append(_text((left + right) / 2, height - 12, x_label, anchor="middle"))
+        parts.append(f'<path class="{"rule" if x else "axis"}" d="M{across(x):.1f} {top - 6}V{bottom}"/>')
+        parts.append(text(across(x), bottom + 17, number(x), "middle", "tick"))
+    parts.append(text((left + right) / 2, bottom + 40, x_label, "middle", "soft"))
     for group_name, group in groups.items():
-        parts.append(_text(left - 8, y + bar * len(group) / 2 + 4, group_name, anchor="end"))
+        parts.append(text(left - 10, y + bar * len(group) / 2 + 3, group_name, "end"))
         for name, point in group.items():
-            colour, ends = f"var(--c{names.index(name) % COLOURS})", sorted((across(0), across(point[0])))
-            parts.append(
-                f'<rect x="{ends[0]:.1f}" y="{y:.1f}" width="{ends[1] - ends[0]:.1f}" height="{bar - 3}" fill="{colour}"/>'
-            )
+            first, last = sorted((across(0), across(point[0])))
+            place = f'x="{first:.1f}" y="{y:.1f}" width="{last - first:.1f}" height="{bar - 3}"'
+            parts.append(f'<rect class="bar c{names.index(name) % COLOURS}" {place}/>')
             if len(point) == 3:
-                low, high, middle = across(point[1]), across(point[2]), y + (bar - 3) / 2
-                parts.append(
-                    f'<line class="span" x1="{low:.1f}" x2="{high:.1f}" y1="{middle:.1f}" y2="{middle:.1f}" stroke-width="2"/>'
-                )
+                middle = y + (bar - 3) / 2
+                parts.append(f'<path class="span" d="M{across(point[1]):.1f} {middle:.1f}H{across(point[2]):.1f}"/>')
             y += bar
         y += 12
-    for number_of, name in enumerate(names if len(names) > 1 else []):
-        parts += _legend(number_of, name, f"var(--c{number_of % COLOURS})", "")
-    return _picture(title, parts, height)
+    if len(names) == 1:
+        return svg(WIDTH, bottom + 54, *parts, label=title)
+    keys, height = _legend(names, bottom + 64, names)
+    return svg(WIDTH, height, *parts, *keys, label=title)
 
 
 def heat_map(
@@ -109,36 +127,33 @@ def heat_map(
 ) -> str:
     """A square for each value, the darker the higher, with the value in it."""
     flat = [v for row in values for v in row if math.isfinite(v)]
-    low, high = min(flat), max(flat)
-    left, right = LEFT + 40, WIDTH - 20
-    wide, tall = (right - left) / len(columns), 34
-    height = TOP + tall * len(rows) + BOTTOM
-    parts = [_text(LEFT, 24, title, "title")]
+    low, high, top, tall = min(flat), max(flat), 44, 36
+    left, right, bottom = LEFT + 20, WIDTH - RIGHT, top + 36 * len(rows)
+    wide = (right - left) / len(columns)
+    parts = [text(16, 24, title, kind="title")]
     for i, (name, row) in enumerate(zip(rows, values, strict=True)):
-        y = TOP + i * tall
-        parts.append(_text(left - 8, y + tall / 2 + 4, name, "soft", anchor="end"))
+        y = top + i * tall
+        parts.append(text(left - 8, y + tall / 2 + 4, name, "end", "tick"))
         for j, value in enumerate(row):
             share = (value - low) / (high - low or 1) if math.isfinite(value) else 0.0
-            box = f'x="{left + j * wide:.1f}" y="{y}" width="{wide - 2:.1f}" height="{tall - 2}"'
-            parts.append(f'<rect {box} fill="var(--c0)" opacity="{0.06 + 0.54 * share:.2f}"/>')
-            parts.append(_text(left + (j + 0.5) * wide, y + tall / 2 + 4, number(value), anchor="middle"))
-    bottom = TOP + tall * len(rows)
-    parts += [_text(left + (j + 0.5) * wide, bottom + 16, c, "soft", anchor="middle") for j, c in enumerate(columns)]
-    parts.append(_text((left + right) / 2, height - 12, x_label, anchor="middle"))
-    parts.append(_text(16, (TOP + bottom) / 2, y_label, anchor="middle", turned=True))
-    return _picture(title, parts, height)
+            place = f'x="{left + j * wide:.1f}" y="{y}" width="{wide - 2:.1f}" height="{tall - 2}"'
+            parts.append(f'<rect class="bar c0" {place} opacity="{0.06 + 0.5 * share:.2f}"/>')
+            parts.append(text(left + (j + 0.5) * wide, y + tall / 2 + 4, number(value), "middle"))
+    parts += [text(left + (j + 0.5) * wide, bottom + 17, c, "middle", "tick") for j, c in enumerate(columns)]
+    parts.append(text((left + right) / 2, bottom + 40, x_label, "middle", "soft"))
+    parts.append(text(20, (top + bottom) / 2, y_label, "middle", "soft", turned=True))
+    return svg(WIDTH, bottom + 54, *parts, label=title)
 
 
 def ticks(values: Sequence[float], logarithmic: bool) -> list[float]:
-    """Round numbers that cover the values; of a logarithmic axis, the few values themselves, or powers."""
+    """Round numbers that cover the values; of a logarithmic axis powers of ten, with 2 and 5 times each where they are few."""
     low, high = min(values), max(values)
     if logarithmic:
-        if len(set(values)) <= 9:
-            return sorted(set(values))
         powers = [10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
         if len(powers) > 3:
             return powers[:: -(-len(powers) // 8)]
-        return [p * m for p in powers for m in (1, 2, 5) if low / 2 <= p * m <= high * 2]
+        near = [p * m for p in powers for m in (1, 2, 5)]
+        return [p for p in near if max(n for n in near if n <= low) <= p <= min(n for n in near if n >= high)]
     step = 10 ** math.floor(math.log10((high - low) or 1))
     step *= next((m for m in (0.2, 0.5, 1, 2) if (high - low) / (step * m) <= 6), 2)
     return [step * i for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
@@ -162,34 +177,31 @@ def _share(value: float, whole: tuple[float, float], logarithmic: bool) -> float
     return (value - low) / ((high - low) or 1)
 
 
-def _axes(x_label: str, y_label: str) -> list[str]:
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
-    return [
-        f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>',
-        _text((LEFT + right) / 2, HEIGHT - 12, x_label, anchor="middle"),
-        _text(16, (TOP + bottom) / 2, y_label, anchor="middle", turned=True),
-    ]
+def _legend(names: Sequence[str], y: float, filled: Collection[str]) -> tuple[list[str], float]:
+    """Keys from left to right, in rows; and where they end."""
+    parts, x = list[str](), 16.0
+    for i, name in enumerate(names):
+        wide = 52 + _wide(name)
+        if x > 16 and x + wide > WIDTH:
+            x, y = 16.0, y + 22
+        if name in filled:
+            parts.append(f'<rect class="bar c{i % COLOURS}" x="{x:.0f}" y="{y - 9}" width="24" height="10"/>')
+        else:
+            parts.append(f'<path class="curve c{i % COLOURS}" d="M{x:.0f} {y - 4}h24"{_dash(i)}/>')
+        parts.append(text(x + 30, y, name))
+        x += wide
+    return parts, y + 12
 
 
-def _legend(number_of: int, name: str, colour: str, dash: str) -> list[str]:
-    x, y = WIDTH - RIGHT + 14, TOP + 10 + 21 * number_of
-    line = (
-        f'<line x1="{x}" x2="{x + 22}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3" stroke-dasharray="{dash}"/>'
-    )
-    return [line, _text(x + 28, y + 4, name)]
+def _wide(name: str) -> float:
+    """About how many pixels a text takes: ideographs and hangul are twice as wide as letters."""
+    return sum(13.0 if ord(c) >= 0x1100 and ord(c) not in range(0x1E00, 0x2E80) else 6.8 for c in name)
+
+
+def _dash(i: int) -> str:
+    dash = DASHES[(i // 2 + i // COLOURS) % len(DASHES)]
+    return f' stroke-dasharray="{dash}"' if dash else ""
 
 
 def _places(places: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-
-
-def _text(x: float, y: float, text: str, kind: str = "", *, anchor: str = "start", turned: bool = False) -> str:
-    turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turn}>{html.escape(text)}</text>'
-
-
-def _picture(title: str, parts: Sequence[str], height: float) -> str:
-    size = f'viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" height="{height:.0f}"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" aria-label="{html.escape(title)}" {size}>'
-    paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
-    return "\n".join([head, f"<style>{STYLE}</style>", paper, *parts, "</svg>"]) + "\n"

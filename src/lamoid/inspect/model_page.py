@@ -120,7 +120,7 @@ def page(inside: Inside, figures: dict[str, list[Figure]]) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         '<meta http-equiv="Content-Security-Policy" '
         "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">"
-        f"<title>{html.escape(title)}</title><style>{svg.STYLE}{trace_figures.STYLE}{_STYLE}</style></head><body>"
+        f"<title>{html.escape(title)}</title><style>{svg.STYLE}{svg.PAGE_STYLE}{trace_figures.STYLE}{_STYLE}</style></head><body>"
         f'<h1>{html.escape(title)}</h1><dl>{facts}</dl><p class="tokens">{tokens}</p>{body}</body></html>\n'
     )
 

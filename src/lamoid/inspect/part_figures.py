@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lamoid.inspect.svg import Figure, Series, cells, cells_png, legend, line_chart, svg, text
+from lamoid.inspect.charts import line_chart
+from lamoid.inspect.svg import Figure, cells, cells_png, legend, svg, text
 from lamoid.nn.absolute_positions import SinusoidalPositions
 from lamoid.nn.feed_forward import ACTIVATIONS, GATES
 from lamoid.nn.kv_cache import KVCache
@@ -36,7 +37,7 @@ def rope_turns(rope: RoPE, query: Float[Tensor, " E"], n_positions: int = 16) ->
             opacity = 1 - 0.8 * position / n_positions
             parts.append(f'<circle class="dot c0" cx="{x:.1f}" cy="{y:.1f}" r="4.5" opacity="{opacity:.2f}"/>')
         parts.append(text(middle, size + 8, f"pair {pair}: {degrees:.3g}° a token", "middle"))
-        parts.append(text(middle, size + 26, f"a turn in {_tokens(360 / degrees)}", "middle", soft=True))
+        parts.append(text(middle, size + 26, f"a turn in {_tokens(360 / degrees)}", "middle", "soft"))
     caption = (
         f"RoPE turns pair i of a query's or key's features by position × θᵢ. Each dot is the same pair of one query of this "
         f"text at position 0 (with the hand) to {n_positions - 1} (faintest): fast pairs tell neighbours apart, slow ones "
@@ -59,15 +60,15 @@ def _degrees_per_token(rope: RoPE, pair: int) -> float:
 def rope_decay(rope: RoPE, n_positions: int) -> Figure:
     """How RoPE damps what far tokens can say to each other: two curves over the distance."""
     alike, bound = rope_similarity(rope, n_positions), rope_bound(rope, n_positions)
-    series = [
-        Series("a query and a key whose features are all alike: q·k, as a share of that at distance 0", _points(alike)),
-        Series("the paper's bound for any query and key: mean of |Sⱼ|, as a share of its largest", _points(bound)),
-    ]
+    series = {
+        "a query and a key whose features are all alike: q·k, as a share of that at distance 0": _points(alike),
+        "the paper's bound for any query and key: mean of |Sⱼ|, as a share of its largest": _points(bound),
+    }
     caption = (
         "Computed with this model's RoPE. The fall is a tendency, not a law: single features can agree at any distance, and a "
         "trained model uses that. Bound: Su et al. 2021, section 3.4.3."
     )
-    chart = line_chart(series, "distance between query and key (tokens)", "share", from_zero=True)
+    chart = line_chart("", "distance between query and key (tokens)", "share", series, from_zero=True)
     return Figure("RoPE: the pull of distance", caption, chart)
 
 
@@ -94,12 +95,12 @@ def alibi_lines(n_heads: int, n_positions: int = 64) -> Figure:
     """What ALiBi adds to the scores of each head, over the distance."""
     bias = ALiBi(n_heads)(distances(1, n_positions))[:, 0].flip(-1)
     shown = list(range(n_heads)) if n_heads <= 8 else sorted({round(i * (n_heads - 1) / 7) for i in range(8)})
-    series = [Series(f"head {h + 1}: −{_slope(bias[h])} a token", _points(bias[h])) for h in shown]
+    series = {f"head {h + 1}: −{_slope(bias[h])} a token": _points(bias[h]) for h in shown}
     caption = (
         "ALiBi adds no vectors: it takes a head's slope times the distance off the score before the softmax. Steep heads look "
         "at what is near, flat ones far back. Press et al. 2022."
     )
-    chart = line_chart(series, "distance between query and key (tokens)", "added to the score")
+    chart = line_chart("", "distance between query and key (tokens)", "added to the score", series)
     return Figure(f"ALiBi: the bias of {n_heads} heads", caption, chart)
 
 
@@ -115,9 +116,9 @@ def sinusoidal_map(d_model: int = 128, n_positions: int = 128) -> Figure:
     for share in (0, 0.25, 0.5, 0.75, 1):
         parts.append(text(left - 8, 10 + share * (height - 2), f"{round(share * (n_positions - 1))}", "end"))
         parts.append(text(left + share * width, height + 24, f"{round(share * (d_model - 1))}", "middle"))
-    parts.append(text(left + width / 2, height + 42, "feature", "middle", soft=True))
+    parts.append(text(left + width / 2, height + 42, "feature", "middle", "soft"))
     parts.append(
-        f'<g transform="translate(14 {height / 2}) rotate(-90)">{text(0, 0, "position", "middle", soft=True)}</g>'
+        f'<g transform="translate(14 {height / 2}) rotate(-90)">{text(0, 0, "position", "middle", "soft")}</g>'
     )
     caption = (
         f"Sine in even features, cosine in odd ones, of position / 10000^(2i/{d_model}): the left features count tokens, the "
@@ -131,7 +132,7 @@ def activation_curves(name: str, before: Tensor) -> Figure:
     """ReLU, GELU and Swish (SwiGLU's gate) over their input, and where inputs of this text lie. `name` is the model's own."""
     z = torch.linspace(-4, 4, 161)
     functions = {"ReLU": ACTIVATIONS["relu"], "GELU": ACTIVATIONS["gelu"], "Swish, the gate of SwiGLU": GATES["swiglu"]}
-    series = [Series(label, list(zip(z.tolist(), f(z).tolist(), strict=True))) for label, f in functions.items()]
+    series = {label: list(zip(z.tolist(), f(z).tolist(), strict=True)) for label, f in functions.items()}
     caption = (
         "ReLU is 0 below 0, with a slope that jumps; GELU and Swish are smooth and dip below 0. "
         + f"This model's: {name}."
@@ -139,16 +140,17 @@ def activation_curves(name: str, before: Tensor) -> Figure:
     counts = torch.histc(before.float(), bins=80, min=-4, max=4)
     middles, shares = torch.linspace(-3.95, 3.95, 80), 2 * counts / counts.max().clamp_min(1)
     label = "inputs of this text in this model, all layers: how often, the highest bin drawn as 2"
-    series.append(Series(label, list(zip(middles.tolist(), shares.tolist(), strict=True)), "area"))
-    return Figure("SwiGLU against ReLU", caption, line_chart(series, "input z", "f(z)") + _unit_curves())
+    series[label] = list(zip(middles.tolist(), shares.tolist(), strict=True))
+    chart = line_chart("", "input z", "f(z)", series, areas=[label])
+    return Figure("SwiGLU against ReLU", caption, chart + _unit_curves())
 
 
 def _unit_curves() -> str:
     """What a unit of each network gives where both of its inputs are z: max(0, z), and z · Swish(z)."""
     z = torch.linspace(-3, 3, 121)
     units = {"ReLU: max(0, z)": ACTIVATIONS["relu"](z), "SwiGLU: Swish(z) · z": GATES["swiglu"](z) * z}
-    series = [Series(label, list(zip(z.tolist(), y.tolist(), strict=True))) for label, y in units.items()]
-    return line_chart(series, "both inputs z", "output of the unit")
+    series = {label: list(zip(z.tolist(), y.tolist(), strict=True)) for label, y in units.items()}
+    return line_chart("", "both inputs z", "output of the unit", series)
 
 
 def cache_growth(n_layers: int, heads: tuple[int, int], head_dim: int, max_seq_len: int, dtype: torch.dtype) -> Figure:
@@ -158,19 +160,19 @@ def cache_growth(n_layers: int, heads: tuple[int, int], head_dim: int, max_seq_l
     """
     n_heads, n_kv_heads = heads
     used, held = cache_bytes(n_layers, n_kv_heads, head_dim, max_seq_len, dtype)
-    series = [
-        Series(f"this model: {n_kv_heads} key/value heads, {used[-1][1] / used[-1][0]:,.0f} bytes a token", _mib(used))
-    ]
-    series.append(Series("what the cache holds: its room doubles when it is full", _mib(held)))
+    series = {
+        f"this model: {n_kv_heads} key/value heads, {used[-1][1] / used[-1][0]:,.0f} bytes a token": _mib(used),
+        "what the cache holds: its room doubles when it is full": _mib(held),
+    }
     others = {f"if each of the {n_heads} heads had its own (MHA)": n_heads, "if all shared one (MQA)": 1}
     for label, kv_heads in others.items():
         if kv_heads != n_kv_heads:
-            series.append(Series(label, _mib(cache_bytes(n_layers, kv_heads, head_dim, max_seq_len, dtype)[0])))
+            series[label] = _mib(cache_bytes(n_layers, kv_heads, head_dim, max_seq_len, dtype)[0])
     caption = (
         f"2 · {n_layers} layers · {n_kv_heads} heads · {head_dim} features · {dtype.itemsize} bytes for each token, "
         f"in {str(dtype).removeprefix('torch.')}, up to the {max_seq_len:,} tokens that the model takes. One text."
     )
-    return Figure("The KV cache grows with the text", caption, line_chart(series, "tokens", "MiB", from_zero=True))
+    return Figure("The KV cache grows with the text", caption, line_chart("", "tokens", "MiB", series, from_zero=True))
 
 
 def cache_bytes(

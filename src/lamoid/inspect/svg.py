@@ -1,16 +1,14 @@
-"""Charts as SVG inside HTML, and rectangles of numbers as PNG: by hand, so that a page needs no library and no network.
+"""Drawings as SVG, inside HTML or as files, and rectangles of numbers as PNG: by hand, without a library and a network.
 
-Colours are the page's (STYLE): each is a variable with a value for light and one for dark.
+Colours are those of STYLE: each is a variable with a value for light and one for dark.
 """
 
 import base64
 import html
-import math
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -23,25 +21,17 @@ STYLE = """
 @media (prefers-color-scheme: dark) { :root { --paper: #14171c; --ink: #e6e9ee; --soft: #9aa5b4; --line: #343b46;
   --panel: #1d222a; --c0: #6ba6ff; --c1: #ff9a5c; --c2: #5fcf88; --c3: #bd95ff; --c4: #e0b84c; --c5: #4fc9dc;
   --c6: #ff7ab3; --c7: #98a2b3 } }
-figure { margin: 1.2rem 0 2.2rem } figcaption p { margin: .2rem 0 .6rem; color: var(--soft) } h3 { margin: 0; font-size: 1.05rem }
-svg { display: block; max-width: 100%; height: auto; font: 12px system-ui, sans-serif } text { fill: var(--ink) }
-text.soft { fill: var(--soft) } svg .rule { stroke: var(--line); stroke-width: 1; fill: none }
-svg .curve { fill: none; stroke: var(--c); stroke-width: 2 } svg .dot { fill: var(--c) }
-svg .area { fill: var(--c); opacity: .22 } .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .85rem }
-.legend i { display: inline-block; width: 1.1rem; height: .65rem; margin-right: .4rem; border-radius: 2px; background: var(--c) }
+svg { display: block; max-width: 100%; height: auto; font: 13px system-ui, sans-serif } text { fill: var(--ink) }
+text.soft, text.tick { fill: var(--soft) } text.title { font-weight: 600; font-size: 15px }
+.rule { stroke: var(--line); fill: none } .axis { stroke: var(--soft) } .span { stroke: var(--ink); stroke-width: 2 }
+.curve { fill: none; stroke: var(--c); stroke-width: 2 } .dot, .bar { fill: var(--c) } .area { fill: var(--c); opacity: .2 }
 """ + "".join(f".c{i} {{ --c: var(--c{i}) }} " for i in range(8))
-
-WIDTH, HEIGHT = 760, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 14, 10, 46
-
-
-@dataclass(frozen=True)
-class Series:
-    """Points (x, y) with a name; an area is filled down to 0."""
-
-    label: str
-    points: Sequence[tuple[float, float]]
-    kind: Literal["line", "area"] = "line"
+"""Light and dark, for a page as for a drawing that stands alone: `:root` is the page or the drawing itself."""
+PAGE_STYLE = """
+figure { margin: 1.2rem 0 2.2rem } figcaption p { margin: .2rem 0 .6rem; color: var(--soft) } h3 { margin: 0; font-size: 1.05rem }
+.legend { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .85rem }
+.legend i { display: inline-block; width: 1.1rem; height: .65rem; margin-right: .4rem; border-radius: 2px; background: var(--c) }
+"""
 
 
 @dataclass(frozen=True)
@@ -64,76 +54,25 @@ def legend(labels: Sequence[str]) -> str:
     return f'<div class="legend">{"".join(keys)}</div>'
 
 
-def line_chart(
-    series: Sequence[Series], x_label: str, y_label: str, *, log_y: bool = False, from_zero: bool = False
-) -> str:
-    """Curves over one pair of axes, with their legend. `log_y` takes values above 0; `from_zero` begins the y axis at 0."""
-    xs = [x for one in series for x, _ in one.points]
-    ys = [math.log10(y) if log_y else y for one in series for _, y in one.points]
-    x_range, y_range = (min(xs), max(xs)), (0.0 if from_zero else min(ys), max(ys))
-    y_ticks = _log_ticks(*y_range) if log_y else _ticks(*y_range)
-    y_range = (min(y_range[0], y_ticks[0][0]), max(y_range[1], y_ticks[-1][0]))
-    right, bottom = WIDTH - _RIGHT, HEIGHT - _BOTTOM
-
-    def across(x: float) -> float:
-        return _LEFT + (x - x_range[0]) / ((x_range[1] - x_range[0]) or 1) * (right - _LEFT)
-
-    def down(y: float) -> float:
-        return bottom - (y - y_range[0]) / ((y_range[1] - y_range[0]) or 1) * (bottom - _TOP)
-
-    parts = []
-    for value, label in y_ticks:
-        parts.append(f'<path class="rule" d="M{_LEFT} {down(value):.1f}H{right}"/>')
-        parts.append(text(_LEFT - 8, down(value) + 4, label, "end"))
-    for value, label in _ticks(*x_range):
-        parts.append(f'<path class="rule" d="M{across(value):.1f} {bottom}v5"/>')
-        parts.append(text(across(value), bottom + 18, label, "middle"))
-    parts.append(text((_LEFT + right) / 2, HEIGHT - 8, x_label, "middle", soft=True))
-    parts.append(
-        f'<g transform="translate(14 {(bottom + _TOP) / 2}) rotate(-90)">{text(0, 0, y_label, "middle", True)}</g>'
-    )
-    for i, one in enumerate(series):
-        path = " ".join(f"{across(x):.1f},{down(math.log10(y) if log_y else y):.1f}" for x, y in one.points)
-        if one.kind == "area":
-            first, last = across(one.points[0][0]), across(one.points[-1][0])
-            ground = down(max(y_range[0], 0))
-            parts.append(
-                f'<path class="area c{i % 8}" d="M{first:.1f},{ground:.1f} L{path} L{last:.1f},{ground:.1f}Z"/>'
-            )
-        else:
-            parts.append(f'<path class="curve c{i % 8}" d="M{path}"/>')
-    return svg(WIDTH, HEIGHT, *parts) + legend([one.label for one in series])
+def svg(width: float, height: float, *parts: str, label: str = "") -> str:
+    """A drawing of this many pixels, which shrinks with a narrower page. `label` is for readers who cannot see it."""
+    said = f' role="img" aria-label="{html.escape(label)}"' if label else ""
+    size = f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}"'
+    return f"<svg{said} {size}>{''.join(parts)}</svg>"
 
 
-def svg(width: float, height: float, *parts: str) -> str:
-    """A drawing of this many pixels, which shrinks with a narrower page."""
-    return f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}">{"".join(parts)}</svg>'
+def standalone(drawing: str) -> str:
+    """A drawing as a file of its own, with its colours and its paper."""
+    head, rest = drawing.removeprefix("<svg").split(">", 1)
+    paper = '<rect width="100%" height="100%" fill="var(--paper)"/>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg"{head}><style>{STYLE}</style>{paper}{rest}\n'
 
 
-def text(x: float, y: float, words: str, anchor: str = "start", soft: bool = False) -> str:
-    """One line of text within an SVG, escaped."""
-    kind = ' class="soft"' if soft else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{html.escape(words)}</text>'
-
-
-def _ticks(low: float, high: float, most: int = 7) -> list[tuple[float, str]]:
-    """At most `most` round values with their labels, the last one at or below `high`."""
-    raw = (high - low) / (most - 1) or 1.0
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * (1 - 1e-9))
-    first = math.ceil(low / step - 1e-9)
-    values = [n * step for n in range(first, math.floor(high / step + 1e-9) + 1)]
-    return [(value, f"{value:,.10g}") for value in values] or [(low, f"{low:g}")]
-
-
-def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Powers of ten around the values, with 2 and 5 times each where they are few. Takes and gives logarithms."""
-    powers = range(math.floor(low + 1e-9), math.ceil(high - 1e-9) + 1)
-    factors = (1, 2, 5) if len(powers) <= 3 else (1,)
-    ticks = [(p + math.log10(m), f"{m * 10.0**p:,g}") for p in powers for m in factors]
-    below = max((t for t, _ in ticks if t <= low + 1e-9), default=low)
-    above = min((t for t, _ in ticks if t >= high - 1e-9), default=high)
-    return [(t, label) for t, label in ticks if below <= t <= above]
+def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "", *, turned: bool = False) -> str:
+    """One line of text within an SVG, escaped; `kind` is a class of STYLE; `turned` reads upwards."""
+    turn = f' transform="rotate(-90 {x:.1f} {y:.1f})"' if turned else ""
+    style = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}{turn}>{html.escape(words)}</text>'
 
 
 def cells_png(shares: np.ndarray, levels: int = 32) -> str:

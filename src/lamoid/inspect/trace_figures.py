@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lamoid.inspect.svg import Figure, Series, cells, cells_png, line_chart, svg, text
+from lamoid.inspect.charts import line_chart
+from lamoid.inspect.svg import Figure, cells, cells_png, svg, text
 from lamoid.inspect.trace import LayerTrace, Trace, layer_logits
 
 STYLE = """
@@ -67,8 +68,8 @@ def _overview(n_layers: int, n_heads: int) -> str:
     """Layers from left to right, heads from top to bottom."""
     size = _thumb(n_layers, n_heads)
     parts = [
-        text(44 + n_layers * size / 2, 12, "layer", "middle", soft=True),
-        text(0, 30 + size / 2, "head", soft=True),
+        text(44 + n_layers * size / 2, 12, "layer", "middle", "soft"),
+        text(0, 30 + size / 2, "head", kind="soft"),
     ]
     every = math.ceil(22 / size)
     parts += [text(44 + (i + 0.5) * size, 28, str(i + 1), "middle") for i in range(0, n_layers, every)]
@@ -111,10 +112,10 @@ class _LargeMap:
             )
         names = f'<g style="font-size:{size:g}px">{"".join(parts)}</g>'
         across = text(
-            self.left + self.side / 2, self.side + self.below - 6, "the token that is looked at", "middle", soft=True
+            self.left + self.side / 2, self.side + self.below - 6, "the token that is looked at", "middle", "soft"
         )
-        down = text(0, 0, "the token that looks", "middle", soft=True)
-        return f'<g id="axes">{names}{across}<g transform="translate(14 {self.side / 2}) rotate(-90)">{down}</g></g>'
+        down = text(14, self.side / 2, "the token that looks", "middle", "soft", turned=True)
+        return f'<g id="axes">{names}{across}{down}</g>'
 
     def map(self, layer: int, head: int) -> str:
         steps = {
@@ -142,22 +143,18 @@ def stream_norms(found: Trace) -> Figure:
     for depth, layer in enumerate(found.layers):
         stream += [(depth + 0.5, layer.middle), (depth + 1.0, layer.residual)]
     first = [(depth, float(_lengths(x)[0])) for depth, x in stream]
-    series = [Series("stream: first token", first)]
+    series = {"stream: first token": first}
     if found.embeddings.shape[1] > 1:
-        series.append(Series("stream: median of the others", [(depth, _median(x[:, 1:])) for depth, x in stream]))
-    series.append(
-        Series("attention gives (median)", [(d + 0.5, _median(x.attention)) for d, x in enumerate(found.layers)])
-    )
-    series.append(
-        Series("feed-forward gives (median)", [(d + 1.0, _median(x.feed_forward)) for d, x in enumerate(found.layers)])
-    )
-    values = [y for one in series for _, y in one.points]
+        series["stream: median of the others"] = [(depth, _median(x[:, 1:])) for depth, x in stream]
+    series["attention gives (median)"] = [(d + 0.5, _median(x.attention)) for d, x in enumerate(found.layers)]
+    series["feed-forward gives (median)"] = [(d + 1.0, _median(x.feed_forward)) for d, x in enumerate(found.layers)]
+    values = [y for points in series.values() for _, y in points]
     log_y = min(values) > 0 and max(values) > 20 * min(values)
     caption = (
         "Depth 0 are the embeddings, n + ½ is behind the attention of layer n + 1, n + 1 behind its feed-forward network. In "
         "many decoders the first token's vector is huge: heads look there that have nothing to look for."
     )
-    chart = line_chart(series, "depth (layers)", "Euclidean length", log_y=log_y, from_zero=not log_y)
+    chart = line_chart("", "depth (layers)", "Euclidean length", series, log_y=log_y, from_zero=not log_y)
     return Figure("The residual stream through depth", caption, chart)
 
 

@@ -3,7 +3,17 @@
 import numpy as np
 import pytest
 
-from lamoid.recipes.lab import activations, adamw, extrapolation, gqa_quality, norm_place, positions, rmsnorm_speed
+from lamoid.recipes.lab import (
+    activations,
+    adamw,
+    extrapolation,
+    gqa_conversion,
+    gqa_quality,
+    norm_place,
+    positions,
+    rmsnorm_speed,
+    scaling,
+)
 from lamoid.recipes.lab.experiment import Check, together
 from lamoid.recipes.lab.experiments import find
 from lamoid.recipes.lab.paired import Effect
@@ -91,17 +101,65 @@ def test_extrapolation():
     assert verdicts(extrapolation, facts)[0] == FAILS
 
 
-@pytest.mark.parametrize(("worst", "expected"), [(0.5, [HOLDS, HOLDS]), (0.02, [FAILS, HOLDS])])
-def test_adamw(worst, expected):
-    grid = {"decays": [0.01, 1.0], "rates": [1e-3, 3e-3]}
+@pytest.mark.parametrize(
+    ("gain", "plain", "expected"),
+    [(0.2, 0.5, [HOLDS, HOLDS]), (0.01, 0.5, [FAILS, HOLDS]), (0.2, -0.3, [FAILS, FAILS])],
+)
+def test_adamw(gain, plain, expected):
+    """The best cells are compared, whatever their decays are; Adam without decay is in both maps."""
+    rates, decays = [1e-3, 3e-3], {"adamw": [0.0, 0.1, 1.0], "adam-l2": [0.0, 1e-3, 1e-2]}
     arms = {}
-    for kind, cost in (("adamw", 0.01), ("adam-l2", worst)):
-        for decay in grid["decays"]:
-            for rate in grid["rates"]:
-                arms[adamw._name(kind, decay, rate)] = cost * (decay == 1.0) + 0.1 * (rate == 1e-3)
-    facts = runs(arms, **grid)
+    for rate in rates:
+        arms[adamw._name("adamw", 0.0, rate)] = plain + 0.1 * (rate == 1e-3)
+        for kind, cost in (("adamw", -gain), ("adam-l2", 0.0)):
+            for place, decay in enumerate(decays[kind][1:]):
+                arms[adamw._name(kind, decay, rate)] = cost + 0.1 * (rate == 3e-3) + 0.3 * (place == 1)
+    facts = runs(arms, rates=rates, decays=decays)
     assert verdicts(adamw, facts) == expected
     assert len(adamw.draw(facts)) == 2
+
+
+def conversions(first, random, noise=0.002):
+    """Facts of a conversion whose mean loses 1 before uptraining, and 0.2 and 0.1 after."""
+    draw = np.random.default_rng(0).normal
+    extra = {"mean": 0.0, "first": first, "random": random}
+    seeds = [
+        {"original": 2.0 + i}
+        | {p: [3.0 + i, *(2.0 + i + x + y + draw(0, noise) for y in (0.2, 0.1))] for p, x in extra.items()}
+        for i in range(SEEDS)
+    ]
+    return {"shares": [0.05, 0.1], "seeds": seeds}
+
+
+def test_gqa_conversion():
+    assert verdicts(gqa_conversion, conversions(0.1, 0.4)) == [HOLDS, HOLDS]
+    assert verdicts(gqa_conversion, conversions(-0.1, 0.4)) == [FAILS, HOLDS]
+    assert verdicts(gqa_conversion, conversions(0.1, 0.1, noise=0.2)) == [OPEN, OPEN]
+    rows = {row[0]: row[1:] for row in gqa_conversion.tabulate(conversions(0.1, 0.4)).rows}
+    assert rows["mean"][0].startswith("1.000 ") and abs(float(rows["random"][1].split()[0]) - 0.6) < 0.005
+
+
+def surfaces(exponent, bend=0.0):
+    """Facts of a scaling along 1 + 9 / N^exponent + 40 / D^0.4; `bend` is added to the largest size's losses."""
+    n, d = [1e4, 4e4, 1.6e5, 6.4e5], [1e5, 2e5, 4e5]
+    random = np.random.default_rng(0)
+    means = 1 + 9 * np.array(n)[:, None] ** -exponent + 40 * np.array(d) ** -0.4
+    means[-1] += bend
+    losses = [(means + random.normal(0, 0.002, means.shape)).tolist() for _ in range(SEEDS)]
+    return {"parameters": [int(x) for x in n], "tokens": d, "losses": losses}
+
+
+def test_scaling():
+    assert verdicts(scaling, surfaces(0.2)) == [HOLDS] * 4
+    assert verdicts(scaling, surfaces(0.2, bend=0.2))[2:] == [FAILS, FAILS]
+    assert verdicts(scaling, surfaces(1.0))[:3] == [FAILS] * 3
+
+
+def test_the_surface_that_made_the_losses_is_found():
+    n, d = np.geomspace(1e4, 1e6, 4), np.geomspace(1e5, 1e6, 3)
+    true = (1.2, 30.0, 200.0, 0.3, 0.5)
+    losses = np.array([[scaling.foreseen(true, x, y) for y in d] for x in n])
+    assert scaling.fit(n.tolist(), d.tolist(), losses) == pytest.approx(true, rel=1e-4)
 
 
 def test_a_diverged_run_is_counted():

@@ -8,11 +8,12 @@ import torch
 
 from lamoid.inference.score import score
 from lamoid.models.variant import Variant
-from lamoid.recipes.lab import small_models
+from lamoid.recipes.lab import budget, small_models
 from lamoid.recipes.lab.arms import run_arms
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiments import EXPERIMENTS, find
 from lamoid.recipes.lab.records import Parts, perform
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL, trained
+from lamoid.recipes.lab.small_models import trained
 
 SETTINGS = BUDGET | TRIAL | {"seeds": 2}
 
@@ -74,7 +75,7 @@ def test_loss_is_that_of_the_whole_row(tmp_path, monkeypatch):
         assert len(documents) == 1 and context == 4096
         return score(model, documents, n_bytes, context=context)
 
-    monkeypatch.setattr(small_models, "score", spy)
+    monkeypatch.setattr(budget, "score", spy)
     run = trained(Parts(tmp_path), SETTINGS, {"context": 4096, "steps": 1, "rows": 1}, 0)
     ids = torch.tensor(seen["ids"])
     assert isinstance(seen["model"], Variant)

@@ -12,8 +12,8 @@ import torch
 from lamoid.inspect.charts import line_chart
 from lamoid.nn.feed_forward import ACTIVATIONS, GATES
 from lamoid.recipes.lab.arms import draw_arms, gap, run_arms, tabulate_arms
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, decide, in_units
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL
 
 UNGATED, GATED = ("relu", "gelu"), ("glu", "bilinear", "reglu", "geglu", "swiglu")
 LEAST = 0.01
@@ -54,7 +54,7 @@ EXPERIMENT = Experiment(
     name="activations",
     claim="SwiGLU and GEGLU give a lower loss than ReLU at equal parameters.",
     question="What does each feed-forward network reach with the same parameters and tokens?",
-    budget="42 runs of 400 steps",
+    budget="42 runs of 800 steps",
     rule=f"Paired over seeds: the held-out loss with SwiGLU, and with GEGLU, is lower than with ReLU by at least {LEAST} nats a "
     "token (the whole 95 % interval).",
     settings=BUDGET | {"seeds": 6},

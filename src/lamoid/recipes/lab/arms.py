@@ -42,7 +42,14 @@ def tabulate_arms(facts: Facts, beside: str) -> Table:
         millions = f"{runs[0]['parameters'] / 1e6:.3f}"
         step = f"{1e3 * statistics.median(run['step_s'] for run in runs):.0f}"
         rows.append([name, f"{statistics.fmean(losses(facts, name)):.4f}", told, millions, step, lost])
-    columns = ("", "held-out loss (nats a token)", f"beside {beside} (95 %)", "parameters (M)", "step (ms)", "diverged")
+    columns = (
+        "",
+        "held-out loss (nats a token)",
+        f"beside {beside} (95 %)",
+        "parameters (M)",
+        "step (CPU ms)",
+        "diverged",
+    )
     return Table(columns, rows)
 
 

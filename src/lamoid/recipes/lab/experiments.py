@@ -24,7 +24,9 @@ EXPERIMENTS = {
     "extrapolation": "lamoid.recipes.lab.extrapolation",
     "activations": "lamoid.recipes.lab.activations",
     "gqa-quality": "lamoid.recipes.lab.gqa_quality",
+    "gqa-conversion": "lamoid.recipes.lab.gqa_conversion",
     "adamw": "lamoid.recipes.lab.adamw",
+    "scaling": "lamoid.recipes.lab.scaling",
 }
 """Name -> the module whose EXPERIMENT it is."""
 

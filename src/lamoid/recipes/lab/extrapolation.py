@@ -11,10 +11,10 @@ more context. Learned positions end where training did.
 import statistics
 
 from lamoid.inspect.charts import Point, line_chart
+from lamoid.recipes.lab.budget import Run
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Table, decide, decide_at_most, in_units
 from lamoid.recipes.lab.paired import Effect, differences
 from lamoid.recipes.lab.positions import EXPERIMENT as POSITIONS
-from lamoid.recipes.lab.small_models import Run
 
 STAYS, RISES = 0.02, 0.1
 

@@ -94,10 +94,10 @@ def draw(facts: Facts) -> list[str]:
         memory[name] = [(n, peaks[name] / 1e6) for n, peaks in zip(facts["lengths"], facts["bytes"], strict=True)]
         spans = [sorted(1e3 * t for t in times[name]) for times in facts["times"]]
         time[name] = [(n, statistics.median(t), t[0], t[-1]) for n, t in zip(facts["lengths"], spans, strict=True)]
-    how, across = {"log_x": True, "log_y": True}, "tokens T"
+    loglog, across = partial(line_chart, log_x=True, log_y=True), "tokens T"
     return [
-        line_chart("Peak memory of attention, forward and backward", across, "MB beside the inputs", memory, **how),
-        line_chart("Time of attention, forward and backward", across, "ms (median, least and most)", time, **how),
+        loglog("Peak memory of attention, forward and backward", across, "MB beside the inputs", memory),
+        loglog("Time of attention, forward and backward", across, "ms (median, least and most)", time),
     ]
 
 

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any
 
 from lamoid.recipes.lab.arms import draw_arms, gap, run_arms, tabulate_arms
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, decide, decide_at_most, in_units
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL
 
 MHA, GQA, MQA = "MHA", "GQA", "MQA"
 NEAR = 0.02
@@ -41,9 +41,9 @@ EXPERIMENT = Experiment(
     name="gqa-quality",
     claim="At equal parameters GQA's loss is close to MHA's, and MQA's a little higher.",
     question="What do fewer key/value heads cost when the parameters that they free are used elsewhere?",
-    budget="24 runs of 400 steps, 8 heads",
+    budget="18 runs of 800 steps, 8 heads",
     rule=f"Paired over seeds, 95 % intervals: GQA's held-out loss lies at most {NEAR} nats above MHA's, and MQA's above it.",
-    settings=BUDGET | {"heads": 8, "seeds": 8},
+    settings=BUDGET | {"heads": 8, "seeds": 6},
     trial=TRIAL | {"heads": 4, "seeds": 2},
     measure=measure,
     judge=judge,

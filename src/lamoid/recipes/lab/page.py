@@ -5,19 +5,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lamoid.inspect.charts import number
+from lamoid.inspect.svg import STYLE
 
 _STYLE = """
-:root { color-scheme: light dark }
 body { font: 16px/1.55 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-body { color: #1f2328; background: #fff }
+body { color: var(--ink); background: var(--paper) } a { color: var(--c0) }
 table { border-collapse: collapse; margin: .8rem 0; font-size: .92em }
-td, th { padding: .25rem .7rem; border-bottom: 1px solid #dde2e8 }
+td, th { padding: .25rem .7rem; border-bottom: 1px solid var(--line) }
 td + td, th + th { text-align: right } .words td, .words th { text-align: left; vertical-align: top } h2 { margin-top: 2.6rem }
-.scroll { overflow-x: auto } svg { max-width: 100%; height: auto } .soft, pre { color: #59636e } pre { white-space: pre-wrap }
+.scroll { overflow-x: auto } svg { margin: .8rem 0 } .soft, pre { color: var(--soft) } pre { white-space: pre-wrap }
 .verdict { font-weight: 600; padding: .1rem .5rem; border-radius: .3rem; white-space: nowrap; color: #1f2328 }
 .holds { background: #b7e4c0 } .does { background: #f7c6c0 } .undecided { background: #e3e6ea }
-@media (prefers-color-scheme: dark) { body { color: #e6edf3; background: #14181d } td, th { border-color: #343c46 }
-.soft, pre { color: #9aa5b1 } a { color: #6cb2f7 } }
 """
 
 
@@ -47,7 +45,7 @@ def html_page(results: Sequence[Mapping[str, Any]], pictures: Mapping[str, str])
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width">',
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-        f"<title>Lamoid's laboratory</title><style>{_STYLE}</style></head><body><h1>Lamoid's laboratory</h1>",
+        f"<title>Lamoid's laboratory</title><style>{STYLE}{_STYLE}</style></head><body><h1>Lamoid's laboratory</h1>",
         f"<p>What is said about the parts of a Llama, measured here: {html.escape(where)}. "
         "A verdict follows from a rule that was written before the run; intervals are 95 %.</p>",
         '<div class="scroll"><table class="words"><tr><th>experiment</th><th>claim</th><th>verdict</th></tr>',

@@ -7,8 +7,8 @@ any positions still trains, as the causal mask tells the order (Haviv et al. 202
 from functools import partial
 
 from lamoid.recipes.lab.arms import draw_arms, gap, run_arms, tabulate_arms
+from lamoid.recipes.lab.budget import BUDGET, TRIAL
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, decide, in_units
-from lamoid.recipes.lab.small_models import BUDGET, TRIAL
 
 KINDS = ("rope", "learned", "sinusoidal", "shaw", "t5", "alibi", "none")
 LEAST = 0.01
@@ -35,7 +35,7 @@ EXPERIMENT = Experiment(
     name="positions",
     claim="RoPE reaches a lower loss than absolute positions, and than none.",
     question="What does each kind of positions reach with the same tokens, and what does a step take?",
-    budget="35 runs of 400 steps (shared with extrapolation)",
+    budget="35 runs of 800 steps (shared with extrapolation)",
     rule=f"Paired over seeds: the held-out losses with learned, with sinusoidal and without positions are higher than with RoPE "
     f"by at least {LEAST} nats a token (whole 95 % intervals). The others are shown without a verdict.",
     settings=BUDGET | {"seeds": 5, "stretches": (1, 2, 4, 8)},

@@ -15,6 +15,7 @@ import torch
 
 from lamoid.checkpoints.store import atomic_file, write_json
 from lamoid.errors import RunError
+from lamoid.inspect.svg import standalone
 from lamoid.recipes.lab.experiment import Experiment, Settings, together
 from lamoid.recipes.recipe import say
 
@@ -83,7 +84,7 @@ def _conclude(experiment: Experiment, record: dict[str, Any], folder: Path, *, t
         checks, table, figures = experiment.judge(facts), experiment.tabulate(facts), experiment.draw(facts)
     for number, figure in enumerate(figures, start=1):
         with atomic_file(folder / f"figure-{number}.svg") as temporary:
-            temporary.write_text(figure, encoding="utf-8")
+            temporary.write_text(standalone(figure), encoding="utf-8")
     described = {key: getattr(experiment, key) for key in ("name", "claim", "question", "budget", "rule", "about")}
     result = {
         **described,

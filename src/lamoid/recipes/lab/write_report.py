@@ -8,7 +8,8 @@ from typing import Any
 from lamoid.recipes.lab.run_experiment import TRIAL_FOLDER
 from lamoid.recipes.recipe import option, say
 
-PAGE_FILE, RESULTS_FILE = "report.html", "report.json"
+PAGE_FILE, RESULTS_FILE, SUMMARY_FILE = "report.html", "report.json", "summary.json"
+_SUMMARY = ("name", "verdict", "reason", "checks", "settings", "machine", "date", "seconds")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def run(recipe: Recipe) -> int:
     report = {"machine": machine(), "results": results}
     pictures = {figure: (out / figure).read_text(encoding="utf-8") for r in results for figure in r["figures"]}
     write_json(out / RESULTS_FILE, report)
+    write_json(out / SUMMARY_FILE, {"results": [{key: result[key] for key in _SUMMARY} for result in results]})
     with atomic_file(out / PAGE_FILE) as temporary:
         temporary.write_text(html_page(results, pictures), encoding="utf-8")
     if recipe.json:
