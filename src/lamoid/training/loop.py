@@ -89,6 +89,7 @@ def train(
             if count:
                 loss.backward()
                 loss_sum, n_trained = loss_sum + float(loss.detach()), n_trained + count
+            del loss  # and its graph, before the next one is made
         loss_sum, n_trained = sum_up(loss_sum, n_trained)
         rate = schedule(progress.step)
         mean_loss = loss_sum / n_trained if n_trained else math.nan
