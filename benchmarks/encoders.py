@@ -124,7 +124,7 @@ def bert(work: Path, flags: list[str]) -> dict[str, Any]:
     """The same steps with NSP and without; a unigram guess of the hidden tokens is what any model has to beat."""
     runs = {"with NSP": [], "without NSP": ["--no-nsp"]}
     found = {name: pretrained(work / name, ["--model", "bert-small", *own], flags) for name, own in runs.items()}
-    return {"runs": found, "settings": " ".join(PRETRAINING)}
+    return {"runs": found, "settings": " ".join([*PRETRAINING, *flags])}
 
 
 def roberta(work: Path, flags: list[str]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def roberta(work: Path, flags: list[str]) -> dict[str, Any]:
         masking: pretrained(work / masking, ["--model", "roberta-small", "--masking", masking], flags)
         for masking in ("dynamic", "static")
     }
-    return {"runs": found, "settings": " ".join(PRETRAINING)}
+    return {"runs": found, "settings": " ".join([*PRETRAINING, *flags])}
 
 
 def pretrained(out: Path, own: list[str], flags: list[str]) -> dict[str, float]:
