@@ -81,14 +81,14 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, config.rank, device=device))
 
     def forward(self, x: Float[Tensor, "*rest in"]) -> Float[Tensor, "*rest out"]:
-        rows = x.flatten(0, -2)
+        rows = x.reshape(-1, self.in_features)
         low = linear(self.dropout(rows.to(self.lora_A.dtype)), self.lora_A) * self.config.scale
         y = self.linear(rows)
         if y.dtype == low.dtype:
             y = add_linear(y, low, self.lora_B)
         else:
             y = y + linear(low, self.lora_B).to(y.dtype)
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], self.out_features)
 
     @property
     def bias(self) -> Tensor | None:

@@ -105,10 +105,10 @@ class Nf4Linear(nn.Module):
         return dequantize(self.codes, scales, self.out_features * self.in_features).view(shape).to(self.compute_dtype)
 
     def forward(self, x: Float[Tensor, "*rest in"]) -> Float[Tensor, "*rest out"]:
-        y = _Nf4Product.apply(x.flatten(0, -2).to(self.compute_dtype), self).to(x.dtype)
+        y = _Nf4Product.apply(x.reshape(-1, self.in_features).to(self.compute_dtype), self).to(x.dtype)
         if self.bias is not None:
             y = y + self.bias
-        return y.view(*x.shape[:-1], -1) if x.dim() > 2 else y
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

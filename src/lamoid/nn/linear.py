@@ -30,8 +30,8 @@ def linear(
     """x Wᵀ + b, differentiable: dx = dy W, dW = dyᵀ x, db = Σ dy; what needs no gradient costs none."""
     if not _is_onednns(x, x.numel() * weight.shape[0]):
         return F.linear(x, weight, bias)
-    (y,) = _Linears.apply(x.flatten(0, -2), weight, bias)
-    return y.view(*x.shape[:-1], -1) if x.dim() > 2 else y
+    (y,) = _Linears.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], -1)
 
 
 def add_linear(
@@ -65,7 +65,7 @@ def joined_linears(x: Float[Tensor, "*rest D"], layers: Sequence[nn.Module]) -> 
     plain = [layer for layer in layers if type(layer) is Linear]
     if len(plain) < len(layers) or not _is_onednns(x, x.numel() * min(layer.out_features for layer in plain)):
         return [layer(x) for layer in layers]
-    rows = _Linears.apply(x.flatten(0, -2), *(part for layer in plain for part in (layer.weight, layer.bias)))
+    rows = _Linears.apply(x.reshape(-1, x.shape[-1]), *(part for layer in plain for part in (layer.weight, layer.bias)))
     return [y.view(*x.shape[:-1], -1) for y in rows]
 
 

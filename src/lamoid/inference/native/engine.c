@@ -7,7 +7,7 @@
 #include "paths.h"
 #include "scratch.h"
 
-#if defined(KNOWS_AVXVNNI)
+#if defined(KNOWS_AVX2)
 #include <cpuid.h>
 #endif
 
@@ -20,11 +20,14 @@ typedef struct {
 static int always(void) { return 1; }
 
 #if defined(KNOWS_AVX2)
-static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }
+static int has_avx2(void) { /* not every compiler that knows the instructions of F16C can ask for them by name */
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
 static int has_avx512vnni(void) { return has_avx2() && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"); }
 #endif
 #if defined(KNOWS_AVXVNNI)
-static int has_avxvnni(void) { /* not every compiler that knows the instructions can ask for them by name */
+static int has_avxvnni(void) { /* nor for AVX-VNNI */
     unsigned a = 0, b = 0, c = 0, d = 0;
     return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
