@@ -6,12 +6,13 @@ from pydoc_data.topics import topics
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.adapt.peft_twin import losses, peft_model, save
 from tests.checkpoints.llamas import SHAPES, random_llama
 from torch import Tensor, nn
 
 from lamoid.adapt.lora import LoraConfig, LoraLinear, add_lora, merged_weight
-from lamoid.adapt.nf4 import Nf4Config, quantize_base
+from lamoid.adapt.nf4 import Nf4Config, Nf4Linear, quantize_base
 from lamoid.checkpoints.hf import read_model, write_model
 from lamoid.checkpoints.peft import attach, read_adapter
 from lamoid.data.packed import Batch
@@ -41,6 +42,25 @@ def with_lora(config: LoraConfig, *, drawn: bool = True) -> Llama:
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {path: layer for path, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+
+
+@pytest.mark.parametrize("in_nf4", [False, True])
+@pytest.mark.parametrize("shape", [(3, 700, 257), (1, 257), (257,), (0, 257), (2, 0, 257)])
+def test_every_size_is_the_formula_with_gradients(shape: tuple[int, ...], in_nf4: bool) -> None:
+    """The first is large enough for products in place; an encoder's batch may have no masked token at all."""
+    plain, x = nn.Linear(257, 515).requires_grad_(False), torch.randn(*shape, requires_grad=True)
+    base = Nf4Linear(plain, Nf4Config()) if in_nf4 else plain
+    layer = LoraLinear(base, LoraConfig(rank=5, alpha=7.5), torch.Generator().manual_seed(0))
+    nn.init.normal_(layer.lora_B)
+    expected = F.linear(x, base.weight, plain.bias) + 1.5 * (x @ layer.lora_A.T @ layer.lora_B.T)
+    found, inputs = layer(x), [x, layer.lora_A, layer.lora_B]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    upstream = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad(y, inputs, upstream) for y in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(
+            one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max() if other.numel() else 0) + 1e-4
+        )
 
 
 @torch.no_grad()

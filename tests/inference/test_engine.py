@@ -245,6 +245,18 @@ def test_a_failed_prefill_leaves_nothing_behind(monkeypatch):
     assert np.array_equal(decoder.prefill([prompt]), decoder_of(weights).prefill([prompt]))
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "F32"])
+def test_whole_steps_have_the_same_bits_on_any_vectors(kind):
+    """Norms, attention and softmax as well as products; plain C alone rounds products and sums separately."""
+    weights, prompts = random_model(kind), [list(range(40)), [5]]
+    found = []
+    for path in (path for path in PATHS if path != "C"):
+        decoder = decoder_of(weights, path=path)
+        found.append([decoder.prefill(prompts), decoder.step([3, 4]), decoder.step([1, 2])])
+    for other in found[1:]:
+        assert np.array_equal(other, found[0])
+
+
 def test_an_empty_prompt_is_refused():
     decoder = decoder_of(random_model("F32"))
     with pytest.raises(UsageError, match="prompt 1 is empty"):

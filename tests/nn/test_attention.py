@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from lamoid.nn.attention import Attention, attend_explicitly, attend_fused
 from lamoid.nn.kv_cache import KVCache
+from lamoid.nn.masks import Documents, causal_mask
 from lamoid.nn.positions import RoPE
+from lamoid.nn.relative_positions import ALiBi
 
 H = 12
 DIVISORS = [1, 2, 3, 4, 6, 12]
@@ -45,6 +47,30 @@ def test_explicit_equals_fused_with_gradients(kind: str, n_kv_heads: int, n_quer
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("n_kv_heads", [1, 4, 12])
+def test_documents_one_by_one_equal_a_mask_with_gradients(n_kv_heads: int, biased: bool) -> None:
+    """A document ends with its row, though the next row's first has the same number; some are of one token."""
+    segments = torch.tensor([[0] * 7, [0] + [1] * 5 + [2], [2, 3, 0, 0, 0, 0, 3]])
+    documents = causal_mask(7, 0, None, segments)
+    assert isinstance(documents, Documents) and documents.lengths == (7, 1, 5, 1, 1, 1, 4, 1)
+    mask = ((segments[:, :, None] == segments[:, None, :]) & torch.ones(7, 7, dtype=torch.bool).tril())[:, None]
+    mask[2, 0, 6, 1] = False  # another document of the same number
+    assert torch.equal(documents.mask(segments.device), mask)
+    inputs, how = some_inputs(n_kv_heads, 7, 7), {"scale": 0.7, "bias": ALiBi(H) if biased else None}
+    fused, explicit = attend_fused(*inputs, documents, **how), attend_explicitly(*inputs, mask, **how)
+    torch.testing.assert_close(fused, explicit, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(explicit)
+    ours, theirs = (torch.autograd.grad(out, inputs, upstream) for out in (fused, explicit))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_within_documents_are_dropped() -> None:
+    q, k, v = torch.zeros(2, 1, 50, 4), torch.zeros(2, 1, 50, 4), torch.ones(2, 1, 50, 4)
+    out = attend_fused(q, k, v, Documents((30, 20, 50), 50), dropout=0.5)
+    assert (out - 1).abs().mean() > 0.05 and out.mean() == pytest.approx(1, abs=0.3)
 
 
 @pytest.mark.parametrize("n_kv_heads", DIVISORS)

@@ -76,6 +76,15 @@ def test_joined_layers_are_each_of_them(bias, d_model, with_gradients):
             close(ours, theirs)
 
 
+def test_a_single_vector_needs_no_batch():
+    layer, x = Linear(1024, 1031), torch.randn(1024, requires_grad=True)
+    expected = F.linear(x, layer.weight, layer.bias)
+    close(layer(x), expected)
+    close(joined_linears(x, [layer, layer])[1], expected)
+    upstream = torch.randn_like(expected)
+    close(torch.autograd.grad(layer(x), x, upstream)[0], torch.autograd.grad(expected, x, upstream)[0])
+
+
 def test_layers_of_another_kind_are_called():
     class Doubled(nn.Linear):
         def forward(self, input):

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lamoid.nn.linear import product
 from lamoid.nn.losses import IGNORED, chunked_cross_entropy
 
 
@@ -33,6 +34,21 @@ def test_loss_and_gradients_equal_pytorch(chunk_tokens: int, ignored: str) -> No
     torch.testing.assert_close(
         torch.autograd.grad(ours, (hidden, weight), scale), torch.autograd.grad(theirs, (hidden, weight), scale)
     )
+
+
+@pytest.mark.parametrize(("is_trained", "most"), [(True, 1024), (False, 256)])
+def test_a_frozen_head_needs_fewer_logits_at_a_time(is_trained: bool, most: int, monkeypatch) -> None:
+    hidden, weight, labels = a_problem(1100)
+    sizes = []
+
+    def spy(x: Tensor, w: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return product(x, w)
+
+    monkeypatch.setattr("lamoid.nn.losses.product", spy)
+    loss = chunked_cross_entropy(hidden, weight.requires_grad_(is_trained), labels)
+    assert max(sizes) == most
+    torch.testing.assert_close(loss, reference(hidden, weight, labels))
 
 
 @pytest.mark.parametrize("chunk_tokens", [2, 5, 100])

@@ -1,6 +1,7 @@
 """The loop by itself, with a user's own model, batches and objective (F8, F9, F17)."""
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -79,6 +80,20 @@ def test_micro_batches_of_unequal_size_make_the_update_of_one_batch():
     assert [r.tokens for r in part_reports] == [r.tokens for r in whole_reports] == [9] * 10
     for a, b in zip(part_reports, whole_reports, strict=True):
         assert a.loss == pytest.approx(b.loss, rel=1e-6) and a.gradient_norm == pytest.approx(b.gradient_norm, rel=1e-5)
+
+
+def test_a_graph_is_gone_before_the_next_is_made():
+    """Also that of a batch without a trained token, through which nothing goes backward."""
+    before = []
+
+    def objective(model, batch):
+        assert all(loss() is None for loss in before)
+        loss, count = squared_error(model, batch)
+        before.append(weakref.ref(loss))
+        return loss, count if len(before) % 3 else 0
+
+    run(Line(), rows([3]), 3, objective=objective, accumulate=2)
+    assert len(before) == 6
 
 
 def test_step_that_is_not_finite_is_skipped_and_named():

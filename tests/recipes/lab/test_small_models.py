@@ -66,6 +66,23 @@ def test_a_run_that_diverges_has_the_loss_of_a_guess(tmp_path):
     assert run["diverged"] and run["loss"] == math.log(SETTINGS["vocabulary"])
 
 
+@pytest.mark.parametrize("floor", [0.25, 1.0])
+def test_a_budget_says_what_is_read_and_at_which_rate(floor, tmp_path, monkeypatch):
+    """So many of the text's tokens, again and again; rates from the peak to the floor's share of it."""
+    seen, real = {}, budget.train
+
+    def spy(model, rows, *arguments, schedule, **more):
+        seen.update(tokens=len(rows.tokens), rates=[schedule(step) for step in range(4)])
+        return real(model, rows, *arguments, schedule=schedule, **more)
+
+    monkeypatch.setattr(budget, "train", spy)
+    reported = trained(Parts(tmp_path), SETTINGS, {"tokens": 40, "rate": 0.004, "floor": floor}, 0, steps=(1, 3))
+    assert seen["tokens"] == 40 and list(reported["at_step"]) == ["1", "3"]
+    middle = 0.004 * (floor + (1 - floor) / 2)
+    assert seen["rates"] == pytest.approx([0.004, 0.004, middle, 0.004 * floor])
+    assert reported["at_step"]["3"] == reported["loss"] != reported["at_step"]["1"]
+
+
 def test_loss_is_that_of_the_whole_row(tmp_path, monkeypatch):
     """Window by window it is what the model says of the row at once, where the window holds all of it."""
     seen = {}

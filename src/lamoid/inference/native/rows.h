@@ -3,7 +3,7 @@
  *     x ≈ d q,  d = max |x| / 127 of the group,  q = x / d to the nearest whole number
  *
  * Weights with an offset or a minimum also need the sum of a group: Σ w x = d_w d Σ q_w q + m_w d Σ q.
- * Included by each compilation for one kind of processor (avx2.c, portable.c). */
+ * Included by each compilation for one kind of processor (paths.h). */
 #ifndef LAMOID_ROWS_H
 #define LAMOID_ROWS_H
 
