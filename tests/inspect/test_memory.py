@@ -14,7 +14,7 @@ from lamoid.data.padded import EncoderBatch
 from lamoid.data.pairs import PairBatch
 from lamoid.inspect.anatomy import anatomy
 from lamoid.inspect.flops import Method, Work
-from lamoid.inspect.memory import activations, training_memory
+from lamoid.inspect.memory import LOGITS_AT_ONCE, activations, training_memory
 from lamoid.models.bert import Bert, BertConfig
 from lamoid.models.gpt2 import GPT2, GPT2Config
 from lamoid.models.heads import attach_head
@@ -140,6 +140,16 @@ def test_the_transformer(place: str, dropout: float):
     work = Work(ROWS, TOKENS, ROWS * TOKENS, source_tokens=9)
     batch = PairBatch(source, torch.ones_like(source), target, target)
     assert kept(model, target_tokens(), batch) == activations(anatomy(config), work, Method())
+
+
+@pytest.mark.parametrize(
+    ("method", "chunk"),
+    [(Method(), 1024), (Method("lora"), 256), (Method("houlsby"), 256), (Method("lora", 8, ("lm_head",)), 1024)],
+)
+def test_a_frozen_head_has_fewer_logits_at_a_time(method: Method, chunk: int):
+    """As many as `chunked_cross_entropy` makes, counted where the activations are at their peak."""
+    memory = training_memory(anatomy(LLAMA), Work(1, 5000, 5000), method, accumulates=True)
+    assert memory.logits == LOGITS_AT_ONCE * chunk * V * 4
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
