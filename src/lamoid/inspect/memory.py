@@ -14,11 +14,11 @@ from lamoid.nn.losses import CHUNK_TOKENS
 
 LOGITS_AT_ONCE = 2
 """Tensors of that size at the peak: the logits, and what logsumexp makes of them."""
-ALLOCATOR_SHARE = {"full": 0.65, "lora": 0.9, "qlora": 1.4, "houlsby": 1.15}
-ENCODER_SHARE = 1.0
+ALLOCATOR_SHARE = {"full": 0.4, "lora": 0.5, "qlora": 1.15, "houlsby": 0.7}
 """What glibc's allocator holds at the peak beside what lives, as a share of the activations: holes between tensors that come
-and go, and with QLoRA what the weights took before they were quantized; and that of an encoder that is trained in full. From
-measured peaks (docs/plan.md)."""
+and go, and with QLoRA what the weights took before they were quantized. From measured peaks (docs/plan.md)."""
+ENCODER_SHARE = 1.0
+"""The same of an encoder that is trained in full."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
 """Of a weight: 4 bits, an 8-bit scale for every 64, and a scale of the scales for every 256 of those."""
 
