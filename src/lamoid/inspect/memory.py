@@ -16,7 +16,7 @@ LOGITS_AT_ONCE = 2
 """Tensors of that size at the peak: the logits, and what logsumexp makes of them."""
 ALLOCATOR_SHARE = {"full": 0.4, "lora": 0.5, "qlora": 1.15, "houlsby": 0.7}
 """What glibc's allocator holds at the peak beside what lives, as a share of the activations: holes between tensors that come
-and go, and with QLoRA what the weights took before they were quantized. From measured peaks (docs/plan.md)."""
+and go, more with QLoRA, which makes its matrices anew for each product. From measured peaks (docs/plan.md)."""
 ENCODER_SHARE = 1.0
 """The same of an encoder that is trained in full."""
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)
