@@ -1,8 +1,8 @@
 """Four methods teach SmolLM2 the same two hundred answers (python -m benchmarks.methods --out docs/proofs).
 
 Each is a `lamoid finetune` in a process of its own. Quality: the share of the questions answered with the fact afterwards, and
-how much the loss on a fixed general text rose. Cost: processor time (all
-threads together, whatever else runs on the machine), peak memory, and the size of what was learned.
+how much the loss on a fixed general text rose. Cost: processor time (all threads together, whatever else runs on the
+machine), peak memory, and the size of what was learned.
 """
 
 import json

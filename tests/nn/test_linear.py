@@ -85,6 +85,20 @@ def test_a_single_vector_needs_no_batch():
     close(torch.autograd.grad(layer(x), x, upstream)[0], torch.autograd.grad(expected, x, upstream)[0])
 
 
+@pytest.mark.parametrize(
+    "register", ["register_forward_pre_hook", "register_forward_hook", "register_full_backward_hook"]
+)
+def test_a_layer_with_a_hook_is_called(register):
+    x = torch.randn(100, 200, requires_grad=True)
+    layers, called = [Linear(200, 300), Linear(200, 100)], []
+    getattr(layers[1], register)(lambda *seen: called.append(seen[0]))
+    got = joined_linears(x, layers)
+    sum(y.sum() for y in got).backward()
+    assert called == [layers[1]]
+    for y, layer in zip(got, layers, strict=True):
+        assert torch.equal(y, layer(x))
+
+
 def test_layers_of_another_kind_are_called():
     class Doubled(nn.Linear):
         def forward(self, input):

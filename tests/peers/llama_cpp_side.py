@@ -5,7 +5,6 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from unittest.mock import patch
 
 import llama_cpp
 import numpy as np
@@ -81,10 +80,7 @@ def rounded_activations(model: nn.Module, formats: dict[str, str]) -> Iterator[N
         if isinstance(module, nn.Linear):
             kind = formats.get(f"{name}.weight", formats["embedding.weight"])
             hooks.append(module.register_forward_pre_hook(lambda _, args, kind=kind: (_round(args[0], kind),)))
-    with patch(
-        "lamoid.nn.linear._ONEDNN", None
-    ):  # else matrices with one input are taken together, without their hooks
-        yield
+    yield
     for hook in hooks:
         hook.remove()
 

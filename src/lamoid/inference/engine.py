@@ -173,10 +173,9 @@ class NativeDecoder:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Read the prompts, none of them empty; returns the logits of the token after each, (B, V)."""
-        if not all(prompts):
-            raise UsageError(
-                f"prompt {[bool(prompt) for prompt in prompts].index(False)} is empty; give at least one token"
-            )
+        for row, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise UsageError(f"prompt {row} is empty; give at least one token")
         old, self._tables = self._tables, []
         for table in old:
             table.remember()

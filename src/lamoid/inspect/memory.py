@@ -134,9 +134,8 @@ class _Kept:
             kept += n * width * self._between(needs, reads[-1])
         else:
             kept += self._attention(self.part.heads, n) if needs else 0
-            is_copied = (
-                parts.rope or self.packed or _keeps_scores(parts) or not needs
-            )  # else the kernel's output lies as it is read
+            # without these the kernel's output lies as it is read
+            is_copied = parts.rope or self.packed or _keeps_scores(parts) or not needs
             kept += n * width if reads[-1] and is_copied else 0
         kept += n * d_model if parts.dropout else 0  # what is dropped
         if method.adapts_behind(last.path):

@@ -10,8 +10,6 @@ from lamoid.nn.linear import product, weight_gradient
 
 IGNORED = -100
 """The label of a position that is not trained."""
-
-
 CHUNK_TOKENS = {True: 1024, False: 256}
 """Positions whose logits exist at one time, where W needs a gradient and where not: each chunk passes over that gradient."""
 

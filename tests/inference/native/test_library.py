@@ -34,6 +34,8 @@ def test_the_paths_are_what_the_processor_has():
     }
     assert [name for name, flags in needed.items() if flags <= set(line.split())] == list(PATHS)
     assert Team(1).path == PATHS[0]
+    with pytest.raises(EngineUnavailable, match="this processor has no NEON; it has .*C"):
+        Team(1, path="NEON")
 
 
 def columns(kind: str) -> list[int]:

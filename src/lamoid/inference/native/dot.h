@@ -30,6 +30,7 @@ INLINE i8 word_of(const int8_t *q) { /* 4 columns of a token, for all 8 rows */
     memcpy(&word, q, 4);
     return _mm256_set1_epi32(word);
 }
+/* x − y 2^bits */
 INLINE i8 take_away(i8 x, int32_t y, int bits) { return _mm256_sub_epi32(x, _mm256_slli_epi32(_mm256_set1_epi32(y), bits)); }
 INLINE i8 low_half(i8 x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
 INLINE i8 high_half(i8 x) { return low_half(_mm256_srli_epi16(x, 4)); }

@@ -120,6 +120,8 @@ class Team:
         self.n_threads = n_threads or available_cores()
         known = paths(self.library)
         self.path = path or next(iter(known))
+        if self.path not in known:
+            raise EngineUnavailable(f"this processor has no {self.path}; it has {', '.join(known)}")
         self._process = os.getpid()
         self._team = self.library.lamoid_open(self.n_threads, known[self.path])
         if not self._team:
