@@ -98,7 +98,7 @@ WRONG = [
     (["OWN", "Nam"], 2, "a model, a text and --out are needed"),
     (["OWN", "N" * 65, "--out", "OUT"], 2, "a page shows at most 64 of this model: shorten the text"),
     (["nowhere", "Nam", "--out", "OUT"], 3, "nowhere is no model"),
-    (["OWN", "Nam", "--out", "/dev/null/page.html"], 4, "/dev/null/page.html"),
+    (["OWN", "Nam", "--out", "/dev/null/page.html"], 4, "/dev/null/page.html cannot be written: Not a directory"),
     (["--cost"], 2, "a model is needed"),
     (["OWN", "--cost", "--tokens", "65"], 2, "tokens is 65; this model takes 1 to 64"),
     (["OWN", "--cost", "--tokens", "0"], 2, "tokens is 0; this model takes 1 to 64"),

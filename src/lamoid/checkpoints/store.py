@@ -26,7 +26,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
     try:
         with _disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.parent.exists():
+                path.parent.mkdir(parents=True)
             yield temporary
             _finish_file(temporary)
             os.replace(temporary, path)
