@@ -27,7 +27,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     try:
         with _disk_errors(path):
             if not path.parent.exists():
-                path.parent.mkdir(parents=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             _finish_file(temporary)
             os.replace(temporary, path)
