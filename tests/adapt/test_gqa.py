@@ -26,7 +26,7 @@ def a_llama(n_kv_heads: int = 6):
 @pytest.mark.parametrize(("n_old", "n_new"), PAIRS)
 def test_heads_are_the_means_of_their_groups(n_old, n_new):
     model = a_llama(n_old)
-    grouped = group_kv_heads(model, n_new)
+    grouped = group_kv_heads(model, n_new, pooling="mean")
     assert grouped.config == replace(model.config, n_kv_heads=n_new)
     group = n_old // n_new
     for old, new in zip(model.layers, grouped.layers, strict=True):
@@ -43,7 +43,7 @@ def test_heads_are_the_means_of_their_groups(n_old, n_new):
 
 
 @pytest.mark.parametrize(("n_old", "n_new"), PAIRS)
-@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("pooling", ["aligned", "mean", "first"])
 def test_heads_that_are_alike_lose_nothing(n_old, n_new, pooling):
     """Every head of a group made equal to the group's last one: the logits stay, for every K' down to 1."""
     model, group = a_llama(n_old), n_old // n_new
@@ -60,7 +60,8 @@ def test_heads_that_are_alike_lose_nothing(n_old, n_new, pooling):
 def test_heads_that_differ_do_lose():
     model = a_llama()
     with torch.inference_mode():
-        assert not torch.allclose(group_kv_heads(model, 2)(IDS), model(IDS), rtol=0.1)
+        for pooling in POOLINGS:
+            assert not torch.allclose(group_kv_heads(model, 2, pooling=pooling)(IDS), model(IDS), rtol=0.1)
 
 
 def test_the_first_head_of_each_group_is_taken():
@@ -108,7 +109,7 @@ def test_the_copy_shares_nothing_and_keeps_ties_and_scaling():
 
 def test_bfloat16_stays_and_is_averaged_in_float32():
     model = a_llama().to(torch.bfloat16)
-    weight = group_kv_heads(model, 1).layers[0].attention.k_proj.weight
+    weight = group_kv_heads(model, 1, pooling="mean").layers[0].attention.k_proj.weight
     old = model.layers[0].attention.k_proj.weight
     assert torch.equal(weight, old.float().unflatten(0, (6, 10)).mean(dim=0).to(torch.bfloat16))
 
@@ -122,7 +123,7 @@ def test_numbers_that_do_not_divide_are_refused(n_kv_heads):
 def test_a_model_of_one_head_and_an_unknown_pooling_are_refused():
     with pytest.raises(UsageError, match="has one key/value head already"):
         group_kv_heads(a_llama(1), 1)
-    with pytest.raises(UsageError, match="mean, first, random"):
+    with pytest.raises(UsageError, match="aligned, mean, first, random"):
         group_kv_heads(a_llama(), 2, pooling="median")
 
 

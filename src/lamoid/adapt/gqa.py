@@ -5,8 +5,9 @@ The K old heads fall into K' groups of neighbours. With mean-pooling each new he
     W'ᵢ = (K'/K) Σⱼ Wⱼ over the group's heads j, for keys and for values, biases too,
 
 so that a group whose heads are all alike computes what it did. RoPE turns every head by the same angles, so the mean of
-the rotated keys is the rotated mean. Source: Ainslie et al. 2023, sections 2.1 and 2.2; there, as here, "first" takes each
-group's first head and "random" draws new ones, to compare with.
+the rotated keys is the rotated mean. "aligned" first turns the heads of a group towards each other (`align_heads.py`) and
+then takes the mean. Source: Ainslie et al. 2023, sections 2.1 and 2.2; there, as here, "first" takes each group's first head
+and "random" draws new ones, to compare with.
 """
 
 import copy
@@ -17,14 +18,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lamoid.adapt.align_heads import align_heads
 from lamoid.errors import UsageError
 from lamoid.models.llama import Block, Llama
 
-POOLINGS = ("mean", "first", "random")
+POOLINGS = ("aligned", "mean", "first", "random")
 
 
 @torch.no_grad()
-def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "mean", seed: int = 0) -> Llama:
+def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "aligned", seed: int = 0) -> Llama:
     """A copy of the model with `n_kv_heads` key/value heads, 1 for multi-query attention.
 
     "random" draws weights as for a new model, N(0, init_std²) with biases of 0, by the seed.
@@ -46,8 +48,12 @@ def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "mean", seed
         new = torch.randn(n_kv_heads, *heads.shape[2:], generator=generator) * std
         return (new if new.dim() > 2 else torch.zeros_like(new)).to(heads)
 
+    def mean(heads: Tensor) -> Tensor:
+        return heads.float().mean(dim=1).to(heads.dtype)
+
     pools: dict[str, Callable[[Tensor], Tensor]] = {
-        "mean": lambda heads: heads.float().mean(dim=1).to(heads.dtype),
+        "aligned": mean,
+        "mean": mean,
         "first": lambda heads: heads[:, 0].clone(),
         "random": draw,
     }
@@ -55,9 +61,12 @@ def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "mean", seed
     grouped.config = replace(model.config, n_kv_heads=n_kv_heads)
     for block in grouped.layers:
         assert isinstance(block, Block)
-        for linear in (block.attention.k_proj, block.attention.v_proj):
+        for linear in block.attention.children():
             if not isinstance(linear, nn.Linear):
                 raise UsageError(f"a layer is a {type(linear).__name__}; merge the adapter first, with lamoid merge")
+        if pooling == "aligned":
+            align_heads(block.attention, n_kv_heads)
+        for linear in (block.attention.k_proj, block.attention.v_proj):
             _pool(linear, n_kv_heads, n_old, pools[pooling])
     return grouped
 

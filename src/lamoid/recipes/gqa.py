@@ -17,13 +17,13 @@ class Recipe(UptrainSettings):
     """Convert multi-head attention to grouped-query or multi-query attention (Ainslie et al. 2023), and measure it."""
 
     kv_heads: int = option(0, "key/value heads of the new model, 1 for multi-query; they must divide the model's")
-    pooling: str = option("mean", "how a group of heads becomes one", choices=("mean", "first", "random"))
-    compare: bool = option(False, f"uptrain the two other ways too, in {COMPARED}/ of --out")
+    pooling: str = option("aligned", "how a group of heads becomes one", choices=("aligned", "mean", "first", "random"))
+    compare: bool = option(False, f"uptrain the other ways too, in {COMPARED}/ of --out")
     json: bool = option(False, f"print the report, which is also in {REPORT_FILE} of --out, as one JSON object")
 
 
 def run(recipe: Recipe) -> int:
-    """Measure the model, convert it in three ways, uptrain the one that is wanted, measure again, report."""
+    """Measure the model, convert it in each way, uptrain the one that is wanted, measure again, report."""
     from lamoid.adapt.gqa import POOLINGS, group_kv_heads
     from lamoid.checkpoints.run_directory import RunDirectory
     from lamoid.checkpoints.store import write_json

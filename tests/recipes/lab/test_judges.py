@@ -119,10 +119,10 @@ def test_adamw(gain, plain, expected):
     assert len(adamw.draw(facts)) == 2
 
 
-def conversions(first, random, noise=0.002):
-    """Facts of a conversion whose mean loses 1 before uptraining, and 0.2 and 0.1 after."""
+def conversions(first, random, aligned=-0.1, noise=0.002):
+    """Facts of a conversion whose mean loses 1 before uptraining, and 0.2 and 0.1 after; what the others lose beside it."""
     draw = np.random.default_rng(0).normal
-    extra = {"mean": 0.0, "first": first, "random": random}
+    extra = {"aligned": aligned, "mean": 0.0, "first": first, "random": random}
     seeds = [
         {"original": 2.0 + i}
         | {p: [3.0 + i, *(2.0 + i + x + y + draw(0, noise) for y in (0.2, 0.1))] for p, x in extra.items()}
@@ -132,9 +132,10 @@ def conversions(first, random, noise=0.002):
 
 
 def test_gqa_conversion():
-    assert verdicts(gqa_conversion, conversions(0.1, 0.4)) == [HOLDS, HOLDS]
-    assert verdicts(gqa_conversion, conversions(-0.1, 0.4)) == [FAILS, HOLDS]
-    assert verdicts(gqa_conversion, conversions(0.1, 0.1, noise=0.2)) == [OPEN, OPEN]
+    assert verdicts(gqa_conversion, conversions(0.1, 0.4)) == [HOLDS, HOLDS, HOLDS]
+    assert verdicts(gqa_conversion, conversions(-0.1, 0.4)) == [FAILS, HOLDS, HOLDS]
+    assert verdicts(gqa_conversion, conversions(0.1, 0.4, aligned=0.01)) == [HOLDS, HOLDS, FAILS]
+    assert verdicts(gqa_conversion, conversions(0.1, 0.1, -0.01, noise=0.2)) == [OPEN, OPEN, OPEN]
     rows = {row[0]: row[1:] for row in gqa_conversion.tabulate(conversions(0.1, 0.4)).rows}
     assert rows["mean"][0].startswith("1.000 ") and abs(float(rows["random"][1].split()[0]) - 0.6) < 0.005
 
