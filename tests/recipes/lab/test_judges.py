@@ -154,6 +154,13 @@ def test_scaling():
     assert verdicts(scaling, surfaces(0.2)) == [HOLDS] * 4
     assert verdicts(scaling, surfaces(0.2, bend=0.2))[2:] == [FAILS, FAILS]
     assert verdicts(scaling, surfaces(1.0))[:3] == [FAILS] * 3
+    rows = {row[0]: row[1:] for row in scaling.tabulate(surfaces(0.2)).rows}
+    suited = [float(cell.replace(",", "")) for cell in rows["parameters that suit so many tokens"]]
+    exact = [(0.2 * 9 / (0.4 * 40) * d**0.4) ** 5 for d in (1e5, 2e5, 4e5)]
+    assert all(0.5 < got / wanted < 2 for got, wanted in zip(suited, exact, strict=True)) and suited == sorted(suited)
+    assert scaling.balanced((1, 9, 40, 0.2, 0.4), 1e5) == pytest.approx(exact[0]) and not scaling.balanced(
+        (1, 9, 0, 1, 1), 1
+    )
 
 
 def test_the_surface_that_made_the_losses_is_found():

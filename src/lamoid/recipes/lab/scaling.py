@@ -9,23 +9,14 @@ The rate is constant, so that a model at 400 steps is what a run of 400 steps gi
 (Brown et al. 2020, table 2.1), and the first weights as 1 / √width. What fits the three smaller sizes has to foresee the largest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from lamoid.inspect.charts import Point, line_chart, number
 from lamoid.recipes.lab.budget import BUDGET, TRIAL, Run
-from lamoid.recipes.lab.experiment import (
-    Check,
-    Experiment,
-    Facts,
-    Keep,
-    Settings,
-    Table,
-    decide,
-    decide_at_most,
-    in_units,
-)
+from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Table, decide, decide_at_most, in_units
 from lamoid.recipes.lab.paired import differences, effect
 from lamoid.recipes.lab.small_models import trained
 
@@ -33,7 +24,7 @@ GAINS, NEAR = 0.05, 0.05
 EXPONENTS = np.arange(0.05, 1.51, 0.05)
 
 
-def measure(s: Settings, keep: Keep) -> Facts:
+def measure(s: Mapping[str, Any], keep: Keep) -> Facts:
     """The loss of each width at each number of steps, of each seed."""
 
     def run(width: int, seed: int) -> Run:
@@ -66,6 +57,12 @@ def foreseen(surface: Sequence[float], n: float, d: float) -> float:
     return e + a * n**-alpha + b * d**-beta
 
 
+def balanced(surface: Sequence[float], d: float) -> float:
+    """N for D tokens: α A / N^α = β B / D^β, more of either is worth the same compute (6 N D); 0 where one has no effect."""
+    _, a, b, alpha, beta = surface
+    return float((alpha * a / (beta * b) * d**beta) ** (1 / alpha)) if a and b else 0.0
+
+
 def judge(facts: Facts) -> list[Check]:
     """What size is worth at the most tokens, where it is worth more, and whether the largest model is foreseen."""
     losses = np.array(facts["losses"])
@@ -81,12 +78,14 @@ def judge(facts: Facts) -> list[Check]:
 
 
 def tabulate(facts: Facts) -> Table:
-    """Mean losses, and the surface that fits all of them."""
+    """Mean losses, the surface that fits all of them, and what it suggests for so much text."""
     means = np.array(facts["losses"]).mean(axis=0)
     named = zip(facts["parameters"], means, strict=True)
     rows = [[f"{n:,} parameters", *(f"{loss:.3f}" for loss in row)] for n, row in named]
-    e, a, b, alpha, beta = map(number, fit(facts["parameters"], facts["tokens"], means))
+    surface = fit(facts["parameters"], facts["tokens"], means)
+    e, a, b, alpha, beta = map(number, surface)
     rows.append([f"L = {e} + {a} / N^{alpha} + {b} / D^{beta}", *("" for _ in facts["tokens"])])
+    rows.append(["parameters that suit so many tokens", *(f"{balanced(surface, d):,.0f}" for d in facts["tokens"])])
     return Table(["held-out loss (nats a token) after", *(f"{d:,} tokens" for d in facts["tokens"])], rows)
 
 
@@ -107,10 +106,10 @@ EXPERIMENT = Experiment(
     name="scaling",
     claim="The loss falls with parameters and tokens along a smooth surface, which small models suffice to fit.",
     question="What is the loss at four sizes and three budgets, and does the surface of the small ones foresee the large one?",
-    budget="12 runs of 1,600 steps, widths 16 to 128",
+    budget="24 runs of 1,600 steps, widths 16 to 128",
     rule=f"95 % intervals over seeds, after the last step: each size is better than the one before by at least {GAINS} nats; the "
     f"surface fitted to all but the largest size is at most {NEAR} nats off there.",
-    settings=BUDGET | {"floor": 1.0, "rate": 3e-3, "widths": (16, 32, 64, 128), "at": (400, 800, 1600), "seeds": 3},
+    settings=BUDGET | {"floor": 1.0, "rate": 3e-3, "widths": (16, 32, 64, 128), "at": (400, 800, 1600), "seeds": 6},
     trial=TRIAL | {"widths": (8, 16, 32), "at": (2, 4, 6), "seeds": 2},
     measure=measure,
     judge=judge,
