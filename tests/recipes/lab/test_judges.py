@@ -47,25 +47,38 @@ def verdicts(module, facts) -> list[str]:
 
 
 HOLDS, FAILS, OPEN = "holds", "does not hold here", "undecided"
-NORMS = {norm_place.PRE: 0.0, norm_place.PRE_COLD: 0.01, norm_place.POST: 0.1}
+RATES = [0.005, 0.01, 0.02, 0.04]
+"""Norm's place: up to which of the rates each stack trains, one a seed."""
+
+
+def stacks(pre, pre_cold, post, post_cold, bare=2.0):
+    """Facts in which a run at a rate above its stack's highest stays at 4.3; the others end at 3."""
+    named = dict(zip(norm_place.STACKS, (pre, pre_cold, post, post_cold), strict=True))
+    facts = runs({norm_place.at(stack, rate): 0.0 for stack in named for rate in RATES} | {norm_place.BARE: bare})
+    for stack, most in named.items():
+        for rate in RATES:
+            for seed, run in enumerate(facts["runs"][norm_place.at(stack, rate)]):
+                if rate > most[seed % len(most)]:
+                    run["loss"] = 4.3
+    return facts | {"rates": RATES}
 
 
 @pytest.mark.parametrize(
-    ("post_cold", "bare", "noise", "expected"),
+    ("pre", "pre_cold", "post", "post_cold", "bare", "expected"),
     [
-        (1.0, 2.0, 0.002, [HOLDS, HOLDS, HOLDS]),
-        (0.12, 0.01, 0.002, [FAILS, HOLDS, FAILS]),
-        (0.3, 2.0, 0.5, [OPEN, OPEN, HOLDS]),
+        ([0.04], [0.04], [0.01, 0.02], [0.001], 2.0, [HOLDS, HOLDS, HOLDS, HOLDS]),
+        ([0.04], [0.01], [0.02], [0.02], 0.01, [FAILS, FAILS, FAILS, FAILS]),
+        ([0.04, 0.02], [0.02, 0.01, 0.04], [0.02], [0.02, 0.005, 0.02], 2.0, [OPEN, OPEN, OPEN, HOLDS]),
     ],
 )
-def test_norm_place(post_cold, bare, noise, expected):
-    arms = NORMS | {norm_place.POST_COLD: post_cold, norm_place.BARE: bare}
-    assert verdicts(norm_place, runs(arms, noise)) == expected
+def test_norm_place(pre, pre_cold, post, post_cold, bare, expected):
+    assert verdicts(norm_place, stacks(pre, pre_cold, post, post_cold, bare)) == expected
 
 
-def test_pre_ln_that_needs_a_warm_up_fails():
-    arms = NORMS | {norm_place.PRE_COLD: 0.2, norm_place.POST_COLD: 1.0, norm_place.BARE: 2.0}
-    assert verdicts(norm_place, runs(arms))[1] == FAILS
+def test_the_highest_rate_of_a_stack_that_never_trains_is_half_the_lowest():
+    facts = stacks([0.04], [0.04], [0.02, 0.01], [0.001])
+    assert [2**rate for rate in norm_place.highest(facts, norm_place.POST)] == pytest.approx([0.02, 0.01] * 3)
+    assert [2**rate for rate in norm_place.highest(facts, norm_place.POST_COLD)] == pytest.approx([0.0025] * SEEDS)
 
 
 def test_activations():
