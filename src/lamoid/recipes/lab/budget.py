@@ -20,7 +20,7 @@ from lamoid.training.loop import Progress, StepReport, train
 from lamoid.training.objectives import next_token
 from lamoid.training.optim import cosine, make_optimizer
 
-BUDGET = {
+BUDGET: dict[str, Any] = {
     **{"data": "python-docs", "vocabulary": 300, "tokens": None, "context": 128, "rows": 4, "steps": 800, "warmup": 50},
     **{"rate": 5e-3, "floor": 0.1, "kind": "adamw", "weight_decay": 0.1, "heldout_bytes": 40_000},
     **{"width": 64, "layers": 3, "heads": 4, "init_std": 0.1},

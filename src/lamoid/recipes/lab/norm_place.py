@@ -36,7 +36,7 @@ STACKS = {
     POST: COMMON | {"norm_place": "post"},
     POST_COLD: COMMON | {"norm_place": "post", "warmup": 0},
 }
-RATE: float = BUDGET["rate"]
+RATE = BUDGET["rate"]
 TRAINS, COSTS, FACTOR = 4.0, 0.1, 1.5
 
 
