@@ -35,6 +35,7 @@ prove: $(PEERS)               ## hours: long proofs and benchmarks; results go t
 	$(BIN)/python -m benchmarks.gqa --out docs/proofs
 	$(BIN)/python -m benchmarks.new_language --out docs/proofs
 	$(BIN)/python -m benchmarks.encoders --out docs/proofs
+	$(BIN)/python -m benchmarks.translation --out docs/proofs
 
 build: $(STAMP)               ## a wheel in dist/
 	$(BIN)/python -m build --wheel
