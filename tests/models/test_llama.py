@@ -316,6 +316,15 @@ def test_a_segment_does_not_see_another() -> None:
     assert not torch.equal(model(ids)[:, 5:], model(changed)[:, 5:])
 
 
+@pytest.mark.parametrize("path", ["fused", "explicit", "tiled"])
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+@torch.no_grad()
+def test_no_tokens_in_no_documents_make_no_logits(shape: tuple[int, int], path: Any) -> None:
+    model, ids = Llama(small_model().config, attention_path=path), some_ids(*shape)
+    for mask in (None, torch.ones_like(ids)):
+        assert model(ids, mask, torch.zeros_like(ids)).shape == model(ids, mask).shape == (*shape, V)
+
+
 @pytest.mark.parametrize("path", ["fused", "explicit"])
 def test_gradient_checkpointing_gives_the_same_gradients(path: Any) -> None:
     config, ids = small_model(attention_bias=True).config, some_ids(2, 9)

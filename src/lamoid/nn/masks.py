@@ -57,7 +57,7 @@ def causal_mask(
     segment_ids: Int[Tensor, "B T"] | None,
 ) -> Bool[Tensor, "B 1 T S"] | Documents | None:
     """Who sees whom in a decoder; None where causality alone decides. A padded query sees itself, so that no row is empty."""
-    documents = None if segment_ids is None else _documents(segment_ids)
+    documents = None if segment_ids is None or segment_ids.numel() == 0 else _documents(segment_ids)
     if attention_mask is None:
         return documents
     square = torch.ones(n_new, n_cached + n_new, dtype=torch.bool, device=attention_mask.device)
