@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lamoid.adapt.nf4 import Nf4Linear
 from lamoid.adapt.paths import ALL_LINEAR, find_layers, replace_layer
 from lamoid.errors import UsageError
-from lamoid.nn.linear import add_linear, linear
+from lamoid.nn.linear import add_linear, has_hooks, linear
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -84,7 +84,7 @@ class LoraLinear(nn.Module):
         rows = x.reshape(-1, self.in_features)
         low = linear(self.dropout(rows.to(self.lora_A.dtype)), self.lora_A) * self.config.scale
         y = self.linear(rows)
-        if y.dtype == low.dtype:
+        if y.dtype == low.dtype and not has_hooks(self.linear):  # a hook may keep y, and one on its gradient needs it
             y = add_linear(y, low, self.lora_B)
         else:
             y = y + linear(low, self.lora_B).to(y.dtype)

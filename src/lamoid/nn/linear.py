@@ -62,14 +62,15 @@ def joined_linears(x: Float[Tensor, "*rest D"], layers: Sequence[nn.Module]) -> 
 
     Layers of another kind (an adapter's, for one), and layers with hooks, are called as they are.
     """
-    plain = [layer for layer in layers if type(layer) is Linear and not _has_hooks(layer)]
+    plain = [layer for layer in layers if type(layer) is Linear and not has_hooks(layer)]
     if len(plain) < len(layers) or not _is_onednns(x, x.numel() * min(layer.out_features for layer in plain)):
         return [layer(x) for layer in layers]
     rows = _Linears.apply(x.reshape(-1, x.shape[-1]), *(part for layer in plain for part in (layer.weight, layer.bias)))
     return [y.view(*x.shape[:-1], -1) for y in rows]
 
 
-def _has_hooks(layer: nn.Module) -> bool:
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether somebody looks at what goes into this layer or comes out of it."""
     return bool(layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks)
 
 
