@@ -11,9 +11,11 @@ from lamoid.inspect.svg import svg, text
 Point = tuple[float, ...]
 """(x, y), or (x, y, low, high), whose band is drawn too."""
 
-WIDTH, PLOT, LEFT, RIGHT = 760, 290, 84, 24
-COLOURS = 8
+WIDTH, PLOT, LEFT, RIGHT = 760, 290, 84, 30
+COLOURS, HAIRLINE = 8, 1.5
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
+LETTER, NARROW, FAT, IDEOGRAPH = 8.3, 5.3, 12.9, 13.0
+"""Pixels that a letter takes at most, nearly: of DejaVu Sans, the widest of the usual fonts."""
 
 
 def line_chart(
@@ -84,7 +86,7 @@ def _curve(
 
 
 def bar_chart(title: str, x_label: str, groups: Mapping[str, Mapping[str, Point]]) -> str:
-    """Horizontal bars from 0: for each group, a bar of (value,) or (value, low, high) for each name."""
+    """Horizontal bars from 0: for each group, a bar of (value,) or (value, low, high) for each name; one of 0 is a hairline."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     values = [value for group in groups.values() for point in group.values() for value in point]
     x_ticks, bar, top = ticks([0.0, *values], False), 16, 44
@@ -104,11 +106,12 @@ def bar_chart(title: str, x_label: str, groups: Mapping[str, Mapping[str, Point]
         parts.append(text(left - 10, y + bar * len(group) / 2 + 3, group_name, "end"))
         for name, point in group.items():
             first, last = sorted((across(0), across(point[0])))
-            place = f'x="{first:.1f}" y="{y:.1f}" width="{last - first:.1f}" height="{bar - 3}"'
+            place = f'x="{first:.1f}" y="{y:.1f}" width="{max(last - first, HAIRLINE):.1f}" height="{bar - 3}"'
             parts.append(f'<rect class="bar c{names.index(name) % COLOURS}" {place}/>')
             if len(point) == 3:
                 middle = y + (bar - 3) / 2
-                parts.append(f'<path class="span" d="M{across(point[1]):.1f} {middle:.1f}H{across(point[2]):.1f}"/>')
+                span = f'd="M{across(point[1]):.1f} {middle:.1f}H{across(point[2]):.1f}"'
+                parts += [f'<path class="halo" {span}/>', f'<path class="span" {span}/>']
             y += bar
         y += 12
     if len(names) == 1:
@@ -125,7 +128,7 @@ def heat_map(
     rows: Sequence[str],
     values: Sequence[Sequence[float]],
 ) -> str:
-    """A square for each value, the darker the higher, with the value in it."""
+    """A square for each value, the fuller its colour the higher, with the value in it."""
     flat = [v for row in values for v in row if math.isfinite(v)]
     low, high, top, tall = min(flat), max(flat), 44, 36
     left, right, bottom = LEFT + 20, WIDTH - RIGHT, top + 36 * len(rows)
@@ -150,10 +153,9 @@ def ticks(values: Sequence[float], logarithmic: bool) -> list[float]:
     low, high = min(values), max(values)
     if logarithmic:
         powers = [10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-        if len(powers) > 3:
-            return powers[:: -(-len(powers) // 8)]
         near = [p * m for p in powers for m in (1, 2, 5)]
-        return [p for p in near if max(n for n in near if n <= low) <= p <= min(n for n in near if n >= high)]
+        near = [p for p in near if max(n for n in near if n <= low) <= p <= min(n for n in near if n >= high)]
+        return near if len(near) <= 9 else powers[:: -(-len(powers) // 8)]
     step = 10 ** math.floor(math.log10((high - low) or 1))
     step *= next((m for m in (0.2, 0.5, 1, 2) if (high - low) / (step * m) <= 6), 2)
     return [step * i for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
@@ -194,8 +196,14 @@ def _legend(names: Sequence[str], y: float, filled: Collection[str]) -> tuple[li
 
 
 def _wide(name: str) -> float:
-    """About how many pixels a text takes: ideographs and hangul are twice as wide as letters."""
-    return sum(13.0 if ord(c) >= 0x1100 and ord(c) not in range(0x1E00, 0x2E80) else 6.8 for c in name)
+    """About how many pixels a text takes, rather too many: ideographs and hangul are twice as wide as letters."""
+    return sum(map(_width, name))
+
+
+def _width(letter: str) -> float:
+    if ord(letter) >= 0x1100 and ord(letter) not in range(0x1E00, 0x2E80):
+        return IDEOGRAPH
+    return NARROW if letter in " !',-./:;I()[]|fijlrt" else FAT if letter in "mwMW%@" else LETTER
 
 
 def _dash(i: int) -> str:

@@ -24,6 +24,7 @@ STYLE = """
 svg { display: block; max-width: 100%; height: auto; font: 13px system-ui, sans-serif } text { fill: var(--ink) }
 text.soft, text.tick { fill: var(--soft) } text.title { font-weight: 600; font-size: 15px }
 .rule { stroke: var(--line); fill: none } .axis { stroke: var(--soft) } .span { stroke: var(--ink); stroke-width: 2 }
+.halo { stroke: var(--paper); stroke-width: 5 }
 .curve { fill: none; stroke: var(--c); stroke-width: 2 } .dot, .bar { fill: var(--c) } .area { fill: var(--c); opacity: .2 }
 """ + "".join(f".c{i} {{ --c: var(--c{i}) }} " for i in range(8))
 """Light and dark, for a page as for a drawing that stands alone: `:root` is the page or the drawing itself."""

@@ -101,7 +101,7 @@ def draw(facts: Facts) -> list[str]:
     for (length, width), times in zip(facts["shapes"], facts["times"], strict=True):
         more = {kind: ratios(times[layer], times[rms]) for kind, (rms, layer) in KINDS.items()}
         groups[f"{length} x {width}"] = {kind: percent(e.mean, e.low, e.high) for kind, e in more.items()}
-    return [bar_chart("LayerNorm's time beside RMSNorm's", "more than RMSNorm takes (%), 95 % intervals", groups)]
+    return [bar_chart("LayerNorm's time, by length x width", "more than RMSNorm takes (%), 95 % intervals", groups)]
 
 
 EXPERIMENT = Experiment(
