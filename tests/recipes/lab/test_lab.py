@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -119,6 +121,17 @@ def test_one_experiment_prints_its_table_and_verdict(tmp_path, capsys):
     assert main(["lab", "run", "rope-relative", "--out", str(tmp_path), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["verdict"] == "holds" and not result["trial"]
+
+
+def test_the_profiler_does_not_talk(tmp_path):
+    """In a process of its own: the profiler's library decides once, at its first use."""
+    words = ["lab", "run", "flash-memory", "--trial", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", "lamoid.cli", *words], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [
+        "flash-memory: measuring (a trial)",
+        "  attention over 8",
+        "  attention over 16",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,9 @@
 
 import difflib
 import importlib
-import os
 
 from lamoid.errors import UsageError
 from lamoid.recipes.lab.experiment import Experiment
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else torch's profiler talks; it reads this when torch is imported
 
 EXPERIMENTS = {
     "rmsnorm-speed": "lamoid.recipes.lab.rmsnorm_speed",

@@ -9,6 +9,7 @@ algorithm in torch) and fused (PyTorch's kernel). The peak is that of all memory
 sees it: outputs and gradients included, inputs not.
 """
 
+import os
 import statistics
 from functools import partial
 
@@ -54,6 +55,7 @@ def _run(path: str, *inputs: Tensor) -> list[Tensor]:
 
 
 def _peak_bytes(path: str, inputs: list[Tensor]) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # else the profiler talks; torch 2.13 has no function for it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         kept = _run(path, *inputs)
     del kept
