@@ -2,14 +2,17 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from lamoid.cli import main
+from lamoid.recipes.lab import rope_relative
 from lamoid.recipes.lab.experiments import EXPERIMENTS, find
 from lamoid.recipes.lab.records import Parts
 
@@ -121,6 +124,22 @@ def test_one_experiment_prints_its_table_and_verdict(tmp_path, capsys):
     assert main(["lab", "run", "rope-relative", "--out", str(tmp_path), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["verdict"] == "holds" and not result["trial"]
+
+
+@pytest.mark.parametrize("words", [["run", "rope-relative"], ["report", "--quick"]])
+def test_ctrl_c_says_what_is_kept(words, tmp_path, monkeypatch, capsys):
+    experiment = find("rope-relative")
+
+    def interrupted(settings, keep):
+        keep("a part", {}, lambda: 1)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(rope_relative, "EXPERIMENT", replace(experiment, measure=interrupted))
+    assert main(["lab", *words, "--trial", "--out", str(tmp_path)]) == 130
+    said, folder = capsys.readouterr().err.splitlines(), tmp_path / "trial"
+    assert said[-1] == f"stopped; what was measured is kept in {folder}, and the same command goes on from there"
+    assert len(list((folder / "parts").glob("*.json"))) >= 1
+    assert (folder / "rmsnorm-speed" / "facts.json").is_file() == (words[0] == "report")
 
 
 def test_the_profiler_does_not_talk(tmp_path):

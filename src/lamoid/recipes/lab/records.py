@@ -69,7 +69,11 @@ def perform(experiment: Experiment, out: Path, *, trial: bool) -> dict[str, Any]
     if record is None or {key: record.get(key) for key in identity} != identity or "missing" in record["facts"]:
         say(f"{experiment.name}: measuring ({'a trial' if trial else experiment.budget})")
         began = time.perf_counter()
-        facts = json.loads(json.dumps(experiment.measure(settings, Parts(out / PARTS))))
+        try:
+            facts = json.loads(json.dumps(experiment.measure(settings, Parts(out / PARTS))))
+        except KeyboardInterrupt:
+            say(f"stopped; what was measured is kept in {out}, and the same command goes on from there")
+            raise
         seconds = round(time.perf_counter() - began, 1)
         record = {**identity, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "seconds": seconds, "facts": facts}
         write_json(folder / FACTS, record)
