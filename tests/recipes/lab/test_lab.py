@@ -1,5 +1,6 @@
 """`lamoid lab`: every experiment runs at a trial's size, keeps what it has, and the page holds all of it."""
 
+import errno
 import json
 import re
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lamoid.cli import main
-from lamoid.recipes.lab import rope_relative
+from lamoid.recipes.lab import records, rope_relative
 from lamoid.recipes.lab.experiments import EXPERIMENTS, find
 from lamoid.recipes.lab.records import Parts
 
@@ -112,18 +113,68 @@ def test_other_settings_are_measured_again(tmp_path):
     assert parts("a", {"n": 1}, measured(1)) == 1 == parts("a", {"n": 1}, measured(2))
     assert parts("a", {"n": 2}, measured(3)) == 3 and parts("b", {"n": 1}, measured(4)) == 4
     assert calls == [1, 3, 4]
-    for file in tmp_path.glob("*.json"):
-        file.write_text('{"what": ', encoding="utf-8")
-    assert parts("a", {"n": 1}, measured(5)) == 5, "a damaged part is measured again"
+    for number, damaged in enumerate(['{"what": ', "", "[]", "null", "3", '{"what": "a"}', "[" * 100_000], start=5):
+        for file in tmp_path.glob("*.json"):
+            file.write_text(damaged, encoding="utf-8")
+        assert parts("a", {"n": 1}, measured(number)) == number, "a damaged part is measured again"
 
 
-def test_one_experiment_prints_its_table_and_verdict(tmp_path, capsys):
-    assert main(["lab", "run", "rope-relative", "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "verdict: holds" in said and "rule: " in said and "figure-1.svg" in said
-    assert main(["lab", "run", "rope-relative", "--out", str(tmp_path), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["verdict"] == "holds" and not result["trial"]
+@pytest.fixture(scope="module")
+def one_trial(tmp_path_factory):
+    """The folder of one experiment, and the words that ran it."""
+    out = tmp_path_factory.mktemp("one")
+    words = ["lab", "run", "rope-relative", "--trial", "--out", str(out)]
+    assert main(words) == 0
+    return out / "trial" / "rope-relative", words
+
+
+@pytest.mark.parametrize("damaged", ["", '{"facts": ', "null", "3", "{}", '[["facts", 1]]', "[" * 100_000, "\udcff"])
+def test_damaged_files_are_made_again(damaged, one_trial, capsys):
+    folder, words = one_trial
+    whole = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    for name in ("facts.json", "result.json", "figure-1.svg"):
+        (folder / name).write_bytes(damaged.encode("utf-8", "surrogateescape"))
+    assert main(words) == 0
+    assert "rope-relative: measuring" in capsys.readouterr().err
+    assert json.loads((folder / "facts.json").read_text(encoding="utf-8"))["facts"] == whole["facts"]
+    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["facts"] == whole["facts"]
+
+
+@pytest.mark.parametrize("key, value", [("facts", 3), ("facts", None), ("seconds", "long"), ("code", ["x"])])
+def test_a_record_of_other_types_is_measured_again(key, value, one_trial, capsys):
+    folder, words = one_trial
+    record = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    (folder / "facts.json").write_text(json.dumps(record | {key: value}), encoding="utf-8")
+    assert main(words) == 0
+    assert "rope-relative: measuring" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {"a": 1}, -1])
+def test_facts_that_nobody_can_judge_are_named(value, one_trial, capsys):
+    folder, words = one_trial
+    file = folder / "facts.json"
+    kept = file.read_text(encoding="utf-8")
+    record = json.loads(kept)
+    file.write_text(json.dumps(record | {"facts": dict.fromkeys(record["facts"], value)}), encoding="utf-8")
+    try:
+        assert main(words) == 3
+        assert f"{file} is damaged" in (said := capsys.readouterr().err) and "delete it" in said
+    finally:
+        file.write_text(kept, encoding="utf-8")
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_measuring(tmp_path, monkeypatch, capsys):
+    """Root may write anywhere, so that the disk is asked to refuse."""
+
+    def refused(dir):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main(["lab", "run", "rope-relative", "--trial", "--out", str(tmp_path / "file")]) == 4
+    monkeypatch.setattr(records, "TemporaryFile", refused)
+    assert main(["lab", "run", "rope-relative", "--trial", "--out", str(tmp_path)]) == 4
+    said = capsys.readouterr().err
+    assert said.count("choose another --out") == 2 and "Permission denied" in said and "measuring" not in said
 
 
 @pytest.mark.parametrize("words", [["run", "rope-relative"], ["report", "--quick"]])

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 
 from lamoid.checkpoints.store import atomic_file, write_json
-from lamoid.errors import RunError
+from lamoid.errors import DataError, RunError
 from lamoid.inspect.svg import standalone
 from lamoid.recipes.lab.experiment import Experiment, Settings, together
 from lamoid.recipes.recipe import say
@@ -41,12 +42,11 @@ class Parts:
         identity = {"what": what, "settings": dict(settings), "machine": machine()}
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
         file = self._folder / f"{key}.json"
-        if (kept := _read(file)) is not None:
+        if "value" in (kept := _read(file)):
             return kept["value"]
         say(f"  {what}")
         began = time.perf_counter()
         value = measure()
-        self._folder.mkdir(parents=True, exist_ok=True)
         write_json(file, identity | {"seconds": round(time.perf_counter() - began, 2), "value": value})
         return value
 
@@ -61,12 +61,14 @@ def perform(experiment: Experiment, out: Path, *, trial: bool) -> dict[str, Any]
     folder = out / experiment.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=folder).close()  # to know before long measuring that the result can be written
     except OSError as error:
-        raise RunError(f"{folder} cannot be made: {error.strerror}; choose another --out") from error
+        raise RunError(f"{folder} cannot be written: {error.strerror}; choose another --out") from error
     code = hashlib.sha256(Path(inspect.getfile(experiment.judge)).read_bytes()).hexdigest()[:20]
     identity = {"settings": json.loads(json.dumps(settings)), "machine": machine(), "code": code}
     record = _read(folder / FACTS)
-    if record is None or {key: record.get(key) for key in identity} != identity or "missing" in record["facts"]:
+    whole = isinstance(record.get("facts"), dict) and isinstance(record.get("seconds"), float) and "date" in record
+    if not whole or {key: record.get(key) for key in identity} != identity or "missing" in record["facts"]:
         say(f"{experiment.name}: measuring ({'a trial' if trial else experiment.budget})")
         began = time.perf_counter()
         try:
@@ -77,7 +79,13 @@ def perform(experiment: Experiment, out: Path, *, trial: bool) -> dict[str, Any]
         seconds = round(time.perf_counter() - began, 1)
         record = {**identity, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "seconds": seconds, "facts": facts}
         write_json(folder / FACTS, record)
-    return _conclude(experiment, record, folder, trial=trial)
+        return _conclude(experiment, record, folder, trial=trial)
+    try:
+        return _conclude(experiment, record, folder, trial=trial)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder / FACTS} is damaged ({error!r}); delete it, and {experiment.name} is measured again"
+        ) from error
 
 
 def _conclude(experiment: Experiment, record: dict[str, Any], folder: Path, *, trial: bool) -> dict[str, Any]:
@@ -104,9 +112,9 @@ def _conclude(experiment: Experiment, record: dict[str, Any], folder: Path, *, t
     return result
 
 
-def _read(file: Path) -> dict[str, Any] | None:
-    """A kept record; None where there is none, or where it is damaged, as then it is measured again."""
+def _read(file: Path) -> dict[str, Any]:
+    """A kept record; empty where there is none, or where it is damaged, as then it is measured again."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
