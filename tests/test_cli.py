@@ -112,7 +112,8 @@ def test_version(call):
     [
         (["fly"], "'fly' is no verb; known are tokenizer train, "),
         (["tokenizer"], "'tokenizer' is no verb"),
-        (["tokenizer", "trane"], "'tokenizer trane' is no verb"),
+        (["tokenizer", "trane"], "'tokenizer trane' is no verb; known are tokenizer train, tokenizer show (see"),
+        (["lab"], "'lab' is no verb; known are lab list, lab run, lab report (see"),
         (["tokenizer", "train"], "--data and --out are needed"),
         (["tokenizer", "train", "--data", "x"], "--data and --out are needed"),
         (["tokenizer", "show"], "a tokenizer and a text are needed"),

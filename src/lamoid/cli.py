@@ -78,7 +78,8 @@ def _dispatch(words: list[str]) -> int:
             rest, program = words[len(verb_words) :], f"lamoid {verb}"
             recipe = module.read(rest, program) if hasattr(module, "read") else parse(module.Recipe, rest, program)
             return int(module.run(recipe) or 0)
-    raise UsageError(f"{' '.join(words[:2])!r} is no verb; known are {', '.join(VERBS)} (see lamoid --help)")
+    known = [verb for verb in VERBS if verb.startswith(f"{words[0]} ")] or VERBS
+    raise UsageError(f"{' '.join(words[:2])!r} is no verb; known are {', '.join(known)} (see lamoid --help)")
 
 
 def print_json(value: object) -> None:
