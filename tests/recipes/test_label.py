@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_classes_are_learned_and_transformers_says_the_same(make_task, reviews, 
     assert run.finish() == 0, run.messages()
     assert last(run)["accuracy"] > 0.9 and last(run)["macro_f1"] > 0.9
     assert "'sentiment'" in run.messages() and "negative 80" in run.messages()
+    assert re.search(r"step 120/120 · loss [\d.]+ · [\d,.]+ rows/s", run.messages()), "rows are trained, not tokens"
     texts = tmp_path / "texts.txt"
     texts.write_text("the film 很好 cuốn sách\nbộ phim terrible\n", encoding="utf-8")
     predictions = said(capsys, run.out, texts)

@@ -68,7 +68,7 @@ def fit(training: Training, directory: RunDirectory) -> int:
     if world.leads:
         with atomic_file(directory.path / RECIPE_FILE) as temporary:
             temporary.write_text(dump(s), encoding="utf-8")
-    display = Display(max_steps, standing.progress.step)
+    display = Display(max_steps, standing.progress.step, training.counted)
     log = MetricsLog(directory.path, standing.progress.step, writes=world.leads)
     interrupted, began_at = Interrupt(), standing.progress.position
     should_stop = world.any(interrupted)

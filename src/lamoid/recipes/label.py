@@ -82,6 +82,7 @@ def ready(recipe: FinetuneSettings, notify: Callable[[str], object]) -> Training
         identity(chosen, _key(task), tokenizer),
         n_epochs=chosen.max_steps * rows * chosen.accumulate / len(task.training.rows),
         hint=f"lamoid predict {chosen.out} texts.txt",
+        counted="labelled tok" if chosen.task == "tokens" else "rows",
     )
 
 

@@ -30,7 +30,7 @@ class Training:
 
     `evaluate(should_stop)` scores the model on held-out data, or returns None when it was stopped; `identity` holds
     what must not differ on resume; `n_epochs` are the passes through the data; `compare` says what a finished run
-    gained.
+    gained; `counted` names what the objective counts: its rate is shown.
     """
 
     settings: TrainingSettings
@@ -44,6 +44,7 @@ class Training:
     n_epochs: float
     hint: str = ""
     compare: Callable[[], object] | None = None
+    counted: str = "trained tok"
 
 
 def ready_on_text(

@@ -1,6 +1,7 @@
 """What a run reports: a line of JSON a step in metrics.jsonl, and a line in the terminal."""
 
 import json
+import math
 import os
 import resource
 import sys
@@ -84,12 +85,16 @@ def peak_memory_bytes() -> int:
 
 
 class Display:
-    """Progress with rate and time left: a bar in a terminal, a line every few seconds elsewhere (standard error)."""
+    """Progress with rate and time left: a bar in a terminal, a line every few seconds elsewhere (standard error).
 
-    def __init__(self, max_steps: int, resumed_at: int) -> None:
+    The rate is that of what is trained, which `counted` names: an encoder reads more tokens than it is asked about.
+    """
+
+    def __init__(self, max_steps: int, resumed_at: int, counted: str) -> None:
         self._bar = tqdm(
             total=max_steps, initial=resumed_at, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
+        self._counted = counted
         self._max_steps, self._began, self._first = max_steps, time.monotonic(), resumed_at
         self._printed = -PRINT_EVERY_S
         self._loss: float | None = None
@@ -100,8 +105,8 @@ class Display:
             self.note(f"step {report.step} skipped: {report.skipped}")
         else:
             self._loss = report.loss if self._loss is None else 0.95 * self._loss + 0.05 * report.loss
-        rate = report.tokens / report.seconds
-        text = f"loss {self._loss if self._loss is not None else float('nan'):.3f} · {rate:,.0f} tok/s"
+        loss, rate = math.nan if self._loss is None else self._loss, report.tokens / report.seconds
+        text = f"loss {loss:.3f} · {rate:,.{0 if rate >= 10 else 1}f} {self._counted}/s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(1)
         now = time.monotonic()
