@@ -87,6 +87,9 @@ def test_no_text_is_cut_at_the_edges():
         root = ElementTree.fromstring(bar_chart("t", "x", {name: {"a": (1.0,)}, "other": {"a": (2.0,)}}))
         label = next(text for text in root.iter("text") if text.text == name)
         assert label.get("text-anchor") == "end" and float(label.get("x")) >= wide
+        root = ElementTree.fromstring(heat_map("t", "x", "turned", ["a"], [name, "other"], [[1.0], [2.0]]))
+        label, turned = (next(text for text in root.iter("text") if text.text == said) for said in (name, "turned"))
+        assert float(label.get("x")) - wide >= float(turned.get("x")) + 5, "nor is it written over"
     curve = {"a": [(2048.0, 1.0), (32_768.0, 2.0), (524_288.0, 3.0)]}
     root = ElementTree.fromstring(line_chart("t", "tokens", "s", curve, log_x=True))
     last = next(text for text in root.iter("text") if text.text == "524,288")

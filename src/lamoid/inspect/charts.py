@@ -131,7 +131,7 @@ def heat_map(
     """A square for each value, the fuller its colour the higher, with the value in it."""
     flat = [v for row in values for v in row if math.isfinite(v)]
     low, high, top, tall = min(flat), max(flat), 44, 36
-    left, right, bottom = LEFT + 20, WIDTH - RIGHT, top + 36 * len(rows)
+    left, right, bottom = max(LEFT + 20, 38 + max(map(_wide, rows))), WIDTH - RIGHT, top + 36 * len(rows)
     wide = (right - left) / len(columns)
     parts = [text(16, 24, title, kind="title")]
     for i, (name, row) in enumerate(zip(rows, values, strict=True)):
