@@ -13,6 +13,7 @@ from lamoid.recipes.lab import (
     positions,
     rmsnorm_speed,
     scaling,
+    tuning_methods,
 )
 from lamoid.recipes.lab.experiment import Check, together
 from lamoid.recipes.lab.experiments import find
@@ -151,6 +152,51 @@ def test_gqa_conversion():
     assert verdicts(gqa_conversion, conversions(0.1, 0.1, -0.01, noise=0.2)) == [OPEN, OPEN, OPEN]
     rows = {row[0]: row[1:] for row in gqa_conversion.tabulate(conversions(0.1, 0.4)).rows}
     assert rows["mean"][0].startswith("1.000 ") and abs(float(rows["random"][1].split()[0]) - 0.6) < 0.005
+
+
+def tunings(houlsby, lora, quantized, slower, merged, noise=0.002, moved=1e-6):
+    """Facts of tunings whose full one gains 0.3; what the others gain of that, and how long a step takes beside the base's."""
+    draw = np.random.default_rng(0).normal
+    gains = {
+        "full": 0.3,
+        "Houlsby": 0.3 * houlsby,
+        "LoRA": 0.3 * lora,
+        "QLoRA": 0.3 * lora - quantized,
+        "LoRA, rank 8": 0.28,
+    }
+    sizes = {"step_s": 0.01, "trained": 4000, "optimizer": 8000, "frozen": 10**6, "saved": 4500}
+    seeds = [
+        {"before": {"new": 2.4 + i, "old": 2.2 + i}}
+        | {name: {"new": 2.4 + i - gain + draw(0, noise), "old": 2.3 + i, **sizes} for name, gain in gains.items()}
+        for i in range(SEEDS)
+    ]
+    rounds = (0.001 * np.exp(draw(0, 0.2, 40))).tolist()
+    ratios = {"base": 1.0, "LoRA, merged": merged, "LoRA": 1.2, "Houlsby": slower}
+    times = {name: [ratio * t * np.exp(draw(0, 10 * noise)) for t in rounds] for name, ratio in ratios.items()}
+    return {"seeds": seeds, "times": times, "moved": moved}
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (tunings(0.99, 1.02, 0.005, 1.2, 1.0), [HOLDS] * 6),
+        (tunings(0.6, 0.99, 0.005, 1.2, 1.0), [FAILS] + [HOLDS] * 5),
+        (tunings(0.99, 0.6, 0.005, 1.2, 1.0), [HOLDS, FAILS] + [HOLDS] * 4),
+        (tunings(0.99, 0.99, 0.06, 1.0, 1.1, moved=0.01), [HOLDS, HOLDS] + [FAILS] * 4),
+        (tunings(0.9, 0.9, 0.02, 1.05, 1.03, noise=0.02), [OPEN] * 5 + [HOLDS]),
+    ],
+)
+def test_tuning_methods(facts, expected):
+    assert verdicts(tuning_methods, facts) == expected
+
+
+def test_what_tuning_gains_and_forgets_is_in_the_table():
+    facts = tunings(0.6, 0.8, 0.005, 1.2, 1.0, noise=1e-5)
+    rows = {row[0]: row[1:] for row in tuning_methods.tabulate(facts).rows}
+    assert rows["LoRA"][0].startswith("-0.240 ") and rows["LoRA"][1].startswith("+0.100 ")
+    assert [rows[name][2] for name in ("full", "Houlsby", "LoRA")] == ["100%", "60%", "80%"]
+    assert rows["Houlsby"][3:] == ["4.0", "8.0", "1000.0", "4.5", "10.0", "+20.0 %"]
+    assert rows["full"][-1] == "" and rows["LoRA, merged"][-1] == "+0.0 %"
 
 
 def surfaces(exponent, bend=0.0):

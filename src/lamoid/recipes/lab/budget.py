@@ -30,6 +30,7 @@ BUDGET: dict[str, Any] = {
 So small a vocabulary and so short a batch let a model of this size learn in ten seconds what a context is for: with words of a
 thousand ids and 400 steps it had learned little but their frequencies, and nothing could be told apart. `tokens` is how many of
 the text's are there to be read, again and again; `floor` is the share of the rate that is left at the end, 1 for a constant one.
+A budget may also name, in `spelled_as`, another text whose vocabulary is taken.
 """
 TRIAL = {
     "vocabulary": 300,
@@ -42,21 +43,28 @@ TRIAL = {
     "heldout_bytes": 2000,
 }
 Run = dict[str, Any]
-"""`loss` on held-out text (nats a token), `curve` of (step, training loss), `parameters`, `diverged`, `step_s` of CPU time."""
+"""`loss` on held-out text (nats a token), `curve` of (step, training loss), `parameters`, `diverged`, `step_s` of CPU time,
+`state_bytes` of the optimizer."""
+
+
+def _text(b: Settings) -> PreparedText:
+    return _prepared(b["data"], b["vocabulary"], b.get("spelled_as", b["data"]))
 
 
 @functools.cache
-def _text(data: str, vocabulary: int) -> PreparedText:
-    return prepare(find_sources([data]), tokenizer=None, vocab_size=vocabulary, heldout_share=0.05, seed=0, notify=say)
+def _prepared(data: str, vocabulary: int, spelled_as: str) -> PreparedText:
+    known = None if data == spelled_as else _prepared(spelled_as, vocabulary, spelled_as).tokenizer
+    sources = find_sources([data])
+    return prepare(sources, tokenizer=known, vocab_size=vocabulary, heldout_share=0.05, seed=0, notify=say)
 
 
 def n_tokens(b: Settings) -> int:
     """Ids of a budget's vocabulary."""
-    return _text(b["data"], b["vocabulary"]).tokenizer.vocab_size
+    return _text(b).tokenizer.vocab_size
 
 
 def learn(model: DecoderModel, b: Settings, seed: int, then: Callable[[int], None] = lambda step: None) -> Run:
-    """Train a model by a budget; `then(step)` is called behind each step. The result has `diverged`, `curve` and `step_s`."""
+    """Train a model by a budget; `then(step)` is called behind each step. The result has no `loss` and no `parameters`."""
     optimizer = make_optimizer(model.named_parameters(), kind=b["kind"], weight_decay=b["weight_decay"])
     torch.manual_seed(seed)
     reports, diverged = list[StepReport](), False
@@ -69,7 +77,7 @@ def learn(model: DecoderModel, b: Settings, seed: int, then: Callable[[int], Non
         then(report.step)
         began += time.process_time() - aside
 
-    rows = PackedRows(_text(b["data"], b["vocabulary"]).tokens[: b["tokens"]], b["context"], b["rows"], seed)
+    rows = PackedRows(_text(b).tokens[: b["tokens"]], b["context"], b["rows"], seed)
     rate = cosine(b["rate"], b["warmup"], b["steps"], b["floor"])
     going = {"schedule": rate, "max_steps": b["steps"], "progress": Progress((0, 0)), "after_step": after_step}
     try:
@@ -81,12 +89,13 @@ def learn(model: DecoderModel, b: Settings, seed: int, then: Callable[[int], Non
         "diverged": diverged,
         "curve": [(r.step, round(r.loss, 4)) for r in reports if r.step % every == 0 and math.isfinite(r.loss)],
         "step_s": (time.process_time() - began) / len(reports),
+        "state_bytes": sum(moment.nbytes for moments in optimizer.state.values() for moment in moments.values()),
     }
 
 
 def loss(model: DecoderModel, b: Settings, context: int | None = None) -> float:
     """Nats a token of the held-out passages in one row, each token with at least half of the context before it."""
-    passages, n_bytes = _text(b["data"], b["vocabulary"]).heldout_documents(b["heldout_bytes"])
+    passages, n_bytes = _text(b).heldout_documents(b["heldout_bytes"])
     found = score(model, [[id for passage in passages for id in passage]], n_bytes, context=context or b["context"])
     assert found is not None
     return found.loss

@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "activations": "lamoid.recipes.lab.activations",
     "gqa-quality": "lamoid.recipes.lab.gqa_quality",
     "gqa-conversion": "lamoid.recipes.lab.gqa_conversion",
+    "tuning-methods": "lamoid.recipes.lab.tuning_methods",
     "adamw": "lamoid.recipes.lab.adamw",
     "scaling": "lamoid.recipes.lab.scaling",
 }

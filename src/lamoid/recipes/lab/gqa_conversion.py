@@ -13,10 +13,10 @@ from typing import Any
 
 from lamoid.adapt.gqa import POOLINGS, group_kv_heads
 from lamoid.inspect.charts import Point, bar_chart
-from lamoid.models.llama import Llama, LlamaConfig
-from lamoid.recipes.lab.budget import BUDGET, TRIAL, learn, loss, n_tokens
+from lamoid.recipes.lab.budget import BUDGET, TRIAL, learn, loss
 from lamoid.recipes.lab.experiment import Check, Experiment, Facts, Keep, Settings, Table, decide, in_units
 from lamoid.recipes.lab.paired import Effect, differences, effect
+from lamoid.recipes.lab.small_models import small_llama
 
 LEAST = 0.02
 Losses = dict[str, Any]
@@ -32,10 +32,7 @@ def measure(s: Settings, keep: Keep) -> Facts:
 
 def _convert(b: Settings, seed: int) -> Losses:
     """The loss of the original; of each pooling the losses after each share of uptraining, 0 first."""
-    width, heads = b["width"], b["heads"]
-    sizes = {"n_layers": b["layers"], "n_heads": heads, "n_kv_heads": heads, "head_dim": width // heads}
-    rest = {"d_ff": 8 * width // 3, "max_seq_len": b["context"], "tied_embeddings": True, "init_std": b["init_std"]}
-    original = Llama(LlamaConfig(vocab_size=n_tokens(b), d_model=width, **sizes, **rest)).initialise(seed)
+    original = small_llama(b, seed)
     learn(original, b, seed)
     found: Losses = {"original": loss(original, b)}
     for pooling in POOLINGS:

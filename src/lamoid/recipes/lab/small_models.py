@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.models.variant import Variant, VariantConfig
 from lamoid.nn.positions import RoPE
 from lamoid.nn.rope_scaling import DynamicNTKScaling, LinearScaling, RopeScaling, YarnScaling
@@ -30,6 +31,14 @@ def trained(
     run = {"budget": budget, "parts": parts, "seed": seed, "lengths": list(lengths), "at": list(steps)}
     said = ", ".join(f"{key} {value}" for key, value in changes.items())
     return keep(f"train: {said}, seed {seed}", run, partial(_train, budget, parts, seed, lengths, steps))
+
+
+def small_llama(b: Settings, seed: int) -> Llama:
+    """A Llama of a budget's size with its first weights, for what a decoder of the laboratory cannot stand in for."""
+    width, heads = b["width"], b["heads"]
+    sizes = {"n_layers": b["layers"], "n_heads": heads, "n_kv_heads": heads, "head_dim": width // heads}
+    rest = {"d_ff": 8 * width // 3, "max_seq_len": b["context"], "tied_embeddings": True, "init_std": b["init_std"]}
+    return Llama(LlamaConfig(vocab_size=n_tokens(b), d_model=width, **sizes, **rest)).initialise(seed)
 
 
 def _train(
