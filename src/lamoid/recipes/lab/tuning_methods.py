@@ -103,7 +103,8 @@ EXPERIMENT = Experiment(
     budget="6 trainings of 800 steps and 30 of 200, 3 minutes",
     rule=f"Paired over seeds, 95 % intervals: Houlsby and LoRA each lower the loss on the new text by at least {SHARE:.0%} of "
     f"what full does; QLoRA's is at most {BEHIND} nats above LoRA's. Of a decoding step, sides in turn, ln(time / the base's): "
-    f"Houlsby at least {SLOWER:.0%} more, merged LoRA at most {SAME:.0%}; merging moves no logit by over {EQUAL:g} of the largest.",
+    f"Houlsby at least {SLOWER:.0%} more, merged LoRA at most {SAME:.0%} more. Merging moves no logit by more than {EQUAL:g} of "
+    "the largest.",
     settings=BUDGET | {"task": "python-code", "share": 0.25, "methods": METHODS, "seeds": 6, "decoding": LARGER},
     trial=TRIAL | {"task": "python-docs", "share": 1.0, "seeds": 2, "decoding": TINY},
     measure=measure,
