@@ -100,7 +100,7 @@ EXPERIMENT = Experiment(
     claim="Houlsby adapters and LoRA learn with 4 % of the parameters what full fine-tuning does, and QLoRA so on 4 bits; "
     "adapters cost time in decoding, a merged LoRA none.",
     question="What do full fine-tuning, Houlsby, LoRA and QLoRA learn, forget, take and save?",
-    budget="6 trainings of 800 steps and 30 of 200, 3 minutes",
+    budget="6 runs of 800 steps and 30 of 200",
     rule=f"Paired over seeds, 95 % intervals: Houlsby and LoRA each lower the loss on the new text by at least {SHARE:.0%} of "
     f"what full does; QLoRA's is at most {BEHIND} nats above LoRA's. Of a decoding step, sides in turn, ln(time / the base's): "
     f"Houlsby at least {SLOWER:.0%} more, merged LoRA at most {SAME:.0%} more. Merging moves no logit by more than {EQUAL:g} of "
