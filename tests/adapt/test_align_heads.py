@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy.spatial import procrustes
-from tests.checkpoints.llamas import random_llama
+from tests.checkpoints.llamas import make_heads_alike, random_llama
 
 from lamoid.adapt.align_heads import align_heads
 from lamoid.adapt.gqa import group_kv_heads
@@ -67,13 +67,8 @@ def test_the_model_computes_what_it_did(n_old, n_new, bias):
 
 @pytest.mark.parametrize(("n_old", "n_new"), PAIRS)
 def test_heads_that_are_alike_but_for_a_turn_lose_nothing(n_old, n_new):
-    model, group = random_llama(replace(MHA, n_kv_heads=n_old)), n_old // n_new
-    with torch.no_grad():
-        for block in model.layers:
-            for linear in (block.attention.k_proj, block.attention.v_proj):
-                for parameter in linear.parameters():
-                    heads = parameter.unflatten(0, (n_new, group, -1))
-                    heads.copy_(heads[:, -1:].clone().expand_as(heads))
+    model = random_llama(replace(MHA, n_kv_heads=n_old))
+    make_heads_alike(model, n_new)
     expected = logits(model)
     turn_at_random(model, seed=3)
     assert_near(logits(model), expected)

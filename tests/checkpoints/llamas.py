@@ -29,3 +29,13 @@ def random_llama(config: LlamaConfig) -> Llama:
             else:
                 parameter.mul_(6)
     return model
+
+
+@torch.no_grad()
+def make_heads_alike(model: Llama, n_groups: int) -> None:
+    """Every key/value head of a group becomes what the group's last one is."""
+    for block in model.layers:
+        for linear in (block.attention.k_proj, block.attention.v_proj):
+            for parameter in linear.parameters():
+                heads = parameter.unflatten(0, (n_groups, model.config.n_kv_heads // n_groups, -1))
+                heads.copy_(heads[:, -1:].clone().expand_as(heads))
