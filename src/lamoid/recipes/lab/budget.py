@@ -16,7 +16,7 @@ from lamoid.models.decoders import DecoderModel
 from lamoid.recipes.lab.experiment import Settings
 from lamoid.recipes.prepare import PreparedText, prepare
 from lamoid.recipes.recipe import say
-from lamoid.training.loop import Progress, StepReport, train
+from lamoid.training.loop import Batches, Objective, Progress, StepReport, train
 from lamoid.training.objectives import next_token
 from lamoid.training.optim import cosine, make_optimizer
 
@@ -63,8 +63,18 @@ def n_tokens(b: Settings) -> int:
     return _text(b).tokenizer.vocab_size
 
 
-def learn(model: DecoderModel, b: Settings, seed: int, then: Callable[[int], None] = lambda step: None) -> Run:
-    """Train a model by a budget; `then(step)` is called behind each step. The result has no `loss` and no `parameters`."""
+def learn(
+    model: torch.nn.Module,
+    b: Settings,
+    seed: int,
+    then: Callable[[int], None] = lambda step: None,
+    batches: Batches | None = None,
+    objective: Objective = next_token,
+) -> Run:
+    """Train a model by a budget; `then(step)` is called behind each step. The result has no `loss` and no `parameters`.
+
+    Without `batches` it reads the budget's text as decoders do.
+    """
     optimizer = make_optimizer(model.named_parameters(), kind=b["kind"], weight_decay=b["weight_decay"])
     torch.manual_seed(seed)
     reports, diverged = list[StepReport](), False
@@ -77,11 +87,12 @@ def learn(model: DecoderModel, b: Settings, seed: int, then: Callable[[int], Non
         then(report.step)
         began += time.process_time() - aside
 
-    rows = PackedRows(_text(b).tokens[: b["tokens"]], b["context"], b["rows"], seed)
+    if batches is None:
+        batches = PackedRows(_text(b).tokens[: b["tokens"]], b["context"], b["rows"], seed)
     rate = cosine(b["rate"], b["warmup"], b["steps"], b["floor"])
     going = {"schedule": rate, "max_steps": b["steps"], "progress": Progress((0, 0)), "after_step": after_step}
     try:
-        train(model, rows, next_token, optimizer, **going)
+        train(model, batches, objective, optimizer, **going)
     except RunError:
         diverged = True  # several steps in a row were not finite
     every = max(b["steps"] // 50, 1)

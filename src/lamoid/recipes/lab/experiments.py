@@ -24,6 +24,7 @@ EXPERIMENTS = {
     "gqa-conversion": "lamoid.recipes.lab.gqa_conversion",
     "tuning-methods": "lamoid.recipes.lab.tuning_methods",
     "adamw": "lamoid.recipes.lab.adamw",
+    "masking": "lamoid.recipes.lab.masking",
     "scaling": "lamoid.recipes.lab.scaling",
 }
 """Name -> the module whose EXPERIMENT it is."""
