@@ -9,6 +9,7 @@ from lamoid.recipes.lab import (
     extrapolation,
     gqa_conversion,
     gqa_quality,
+    masking,
     norm_place,
     positions,
     rmsnorm_speed,
@@ -197,6 +198,36 @@ def test_what_tuning_gains_and_forgets_is_in_the_table():
     assert [rows[name][2] for name in ("full", "Houlsby", "LoRA")] == ["100%", "60%", "80%"]
     assert rows["Houlsby"][3:] == ["4.0", "8.0", "1000.0", "4.5", "10.0", "+20.0 %"]
     assert rows["full"][-1] == "" and rows["LoRA, merged"][-1] == "+0.0 %"
+
+
+def masked(one, ten, told, without, noise=0.002):
+    """Facts of masks that lose so much beside new ones, of pairs told (%), and of what leaving NSP out costs."""
+    arms = {masking.ONE: one, masking.TEN: ten, masking.NEW: 0.0, masking.WITH: 0.0, masking.WITHOUT: without}
+    facts = runs(arms, noise)
+    for name, found in facts["runs"].items():
+        for i, run in enumerate(found):
+            figures = {"masked_accuracy": 0.2} | (
+                {"nsp_accuracy": told / 100 + 0.001 * i} if name == masking.WITH else {}
+            )
+            run |= {"figures": figures, "guess": 5.0, "at_epoch": [[1.0, 4.0], [2.0, run["loss"]]]}
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("one", "ten", "told", "without", "noise", "expected"),
+    [
+        (1.0, 0.1, 60, -0.05, 0.002, [HOLDS, HOLDS, HOLDS, HOLDS]),
+        (1.0, 0.0, 60, 0.0, 0.002, [HOLDS, HOLDS, HOLDS, HOLDS]),
+        (0.01, -0.1, 51, 0.05, 0.002, [FAILS, FAILS, FAILS, FAILS]),
+        (0.05, 0.05, 54.75, 0.03, 0.1, [OPEN, OPEN, OPEN, OPEN]),
+    ],
+)
+def test_masking(one, ten, told, without, noise, expected):
+    facts = masked(one, ten, told, without, noise)
+    assert verdicts(masking, facts) == expected
+    table = {row[0]: row[1:] for row in masking.tabulate(facts).rows}
+    assert table[masking.NEW][1] == "" and table[masking.WITH][4] == f"{told + 0.25:.1f}"
+    assert abs(float(table[masking.ONE][1].split()[0]) - one) < 3 * noise and len(masking.draw(facts)) == 2
 
 
 def surfaces(exponent, bend=0.0):
