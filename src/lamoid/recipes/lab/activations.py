@@ -54,10 +54,10 @@ EXPERIMENT = Experiment(
     name="activations",
     claim="SwiGLU and GEGLU give a lower loss than ReLU at equal parameters.",
     question="What does each feed-forward network reach with the same parameters and tokens?",
-    budget="140 runs of 800 steps",
+    budget="84 runs of 800 steps",
     rule=f"Paired over seeds: the held-out loss with SwiGLU, and with GEGLU, is lower than with ReLU by at least {LEAST} nats a "
     "token (the whole 95 % interval).",
-    settings=BUDGET | {"seeds": 20},
+    settings=BUDGET | {"seeds": 12},
     trial=TRIAL | {"seeds": 2},
     measure=measure,
     judge=judge,
