@@ -24,7 +24,7 @@ Losses = dict[str, Any]
 
 def measure(s: Settings, keep: Keep) -> Facts:
     """The losses of each seed."""
-    budget = {key: s[key] for key in (*BUDGET, "kv_heads", "shares")}
+    budget = {key: s[key] for key in (*BUDGET, "kv_heads", "shares", "poolings")}
     seeds = range(s["seeds"])
     found = [keep(f"convert, seed {seed}", budget | {"seed": seed}, partial(_convert, budget, seed)) for seed in seeds]
     return {"shares": list(s["shares"]), "seeds": found}
@@ -35,7 +35,7 @@ def _convert(b: Settings, seed: int) -> Losses:
     original = small_llama(b, seed)
     learn(original, b, seed)
     found: Losses = {"original": loss(original, b)}
-    for pooling in POOLINGS:
+    for pooling in b["poolings"]:
         found[pooling] = []
         for share in (0.0, *b["shares"]):
             model = group_kv_heads(original, b["kv_heads"], pooling=pooling, seed=seed)
@@ -96,7 +96,7 @@ EXPERIMENT = Experiment(
     budget="24 runs of 800 steps, and 192 of 40 and 80",
     rule=f"Paired over seeds, 95 % intervals, after uptraining on 5 % of the steps: mean is better than first, first than "
     f"random, and aligned than mean, by at least {LEAST} nats.",
-    settings=BUDGET | {"heads": 8, "kv_heads": 2, "shares": (0.05, 0.1), "seeds": 24},
+    settings=BUDGET | {"heads": 8, "kv_heads": 2, "poolings": POOLINGS, "shares": (0.05, 0.1), "seeds": 24},
     trial=TRIAL | {"heads": 4, "kv_heads": 2, "shares": (0.4, 0.7), "seeds": 2},
     measure=measure,
     judge=judge,
