@@ -8,6 +8,7 @@ import transformers
 from tests.checkpoints.llamas import SCALED, make_heads_alike, random_llama
 
 from lamoid.adapt.gqa import POOLINGS, cache_bytes_per_token, group_kv_heads
+from lamoid.adapt.lora import LoraConfig, add_lora
 from lamoid.checkpoints.hf import write_model
 from lamoid.errors import UsageError
 from lamoid.inference.decoder import TorchDecoder
@@ -101,6 +102,20 @@ def test_the_copy_shares_nothing_and_keeps_ties_and_scaling():
             assert parameter.requires_grad
             parameter.add_(1)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_float64_keeps_its_digits():
+    model = a_llama().double()
+    weight = group_kv_heads(model, 2, pooling="mean").layers[0].attention.v_proj.weight
+    expected = model.layers[0].attention.v_proj.weight.detach().numpy().reshape(2, 3, 10, 60).mean(axis=1)
+    torch.testing.assert_close(weight.detach(), torch.from_numpy(expected).flatten(0, 1), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("target", ["q_proj", "v_proj", "o_proj"])
+def test_a_model_with_an_adapter_is_refused(target):
+    model = add_lora(a_llama(), LoraConfig(rank=2, targets=(target,)))
+    with pytest.raises(UsageError, match="a layer is a LoraLinear; merge the adapter first, with lamoid merge"):
+        group_kv_heads(model, 2)
 
 
 def test_bfloat16_stays_and_is_averaged_in_float32():

@@ -49,7 +49,7 @@ def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "aligned", s
         return (new if new.dim() > 2 else torch.zeros_like(new)).to(heads)
 
     def mean(heads: Tensor) -> Tensor:
-        return heads.float().mean(dim=1).to(heads.dtype)
+        return heads.mean(dim=1)
 
     pools: dict[str, Callable[[Tensor], Tensor]] = {
         "aligned": mean,
