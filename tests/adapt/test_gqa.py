@@ -10,7 +10,7 @@ from tests.checkpoints.llamas import SCALED, make_heads_alike, random_llama
 from lamoid.adapt.gqa import POOLINGS, cache_bytes_per_token, group_kv_heads
 from lamoid.adapt.lora import LoraConfig, add_lora
 from lamoid.checkpoints.hf import write_model
-from lamoid.errors import UsageError
+from lamoid.errors import DataError, UsageError
 from lamoid.inference.decoder import TorchDecoder
 from lamoid.models.llama import LlamaConfig
 from lamoid.nn.kv_cache import KVCache
@@ -136,6 +136,16 @@ def test_a_model_of_one_head_and_an_unknown_pooling_are_refused():
         group_kv_heads(a_llama(1), 1)
     with pytest.raises(UsageError, match="aligned, mean, first, random"):
         group_kv_heads(a_llama(), 2, pooling="median")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_weights_that_are_not_finite_are_named(value, pooling):
+    model = a_llama()
+    with torch.no_grad():
+        model.layers[1].attention.v_proj.weight[3, 4] = value
+    with pytest.raises(DataError, match=r"^layers\.1\.attention has weights that are not finite; "):
+        group_kv_heads(model, 2, pooling=pooling)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
