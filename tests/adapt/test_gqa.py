@@ -8,8 +8,9 @@ import transformers
 from tests.checkpoints.llamas import SCALED, make_heads_alike, random_llama
 
 from lamoid.adapt.gqa import POOLINGS, cache_bytes_per_token, group_kv_heads
+from lamoid.adapt.lora import LoraConfig, add_lora
 from lamoid.checkpoints.hf import write_model
-from lamoid.errors import UsageError
+from lamoid.errors import DataError, UsageError
 from lamoid.inference.decoder import TorchDecoder
 from lamoid.models.llama import LlamaConfig
 from lamoid.nn.kv_cache import KVCache
@@ -103,6 +104,20 @@ def test_the_copy_shares_nothing_and_keeps_ties_and_scaling():
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+def test_float64_keeps_its_digits():
+    model = a_llama().double()
+    weight = group_kv_heads(model, 2, pooling="mean").layers[0].attention.v_proj.weight
+    expected = model.layers[0].attention.v_proj.weight.detach().numpy().reshape(2, 3, 10, 60).mean(axis=1)
+    torch.testing.assert_close(weight.detach(), torch.from_numpy(expected).flatten(0, 1), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("target", ["q_proj", "v_proj", "o_proj"])
+def test_a_model_with_an_adapter_is_refused(target):
+    model = add_lora(a_llama(), LoraConfig(rank=2, targets=(target,)))
+    with pytest.raises(UsageError, match="a layer is a LoraLinear; merge the adapter first, with lamoid merge"):
+        group_kv_heads(model, 2)
+
+
 def test_bfloat16_stays_and_is_averaged_in_float32():
     model = a_llama().to(torch.bfloat16)
     weight = group_kv_heads(model, 1, pooling="mean").layers[0].attention.k_proj.weight
@@ -121,6 +136,16 @@ def test_a_model_of_one_head_and_an_unknown_pooling_are_refused():
         group_kv_heads(a_llama(1), 1)
     with pytest.raises(UsageError, match="aligned, mean, first, random"):
         group_kv_heads(a_llama(), 2, pooling="median")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_weights_that_are_not_finite_are_named(value, pooling):
+    model = a_llama()
+    with torch.no_grad():
+        model.layers[1].attention.v_proj.weight[3, 4] = value
+    with pytest.raises(DataError, match=r"^layers\.1\.attention has weights that are not finite; "):
+        group_kv_heads(model, 2, pooling=pooling)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -64,8 +64,8 @@ def test_every_size_is_the_formula_with_gradients(shape: tuple[int, ...], in_nf4
 
 
 @pytest.mark.parametrize("in_nf4", [False, True])
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
-def test_a_hook_on_the_frozen_layer_changes_nothing_and_sees_what_it_gave(register: str, in_nf4: bool) -> None:
+@pytest.mark.parametrize("when", ["forward", "full_backward_pre", "full_backward"])
+def test_a_hook_on_the_frozen_layer_changes_nothing_and_sees_what_it_gave(when: str, in_nf4: bool) -> None:
     """So large that without a hook the sum is made in the memory of the frozen layer's output."""
     plain, x = nn.Linear(257, 515).requires_grad_(False), torch.randn(700, 257, requires_grad=True)
     layer = LoraLinear(Nf4Linear(plain, Nf4Config()) if in_nf4 else plain, LoraConfig(), torch.Generator())
@@ -73,11 +73,13 @@ def test_a_hook_on_the_frozen_layer_changes_nothing_and_sees_what_it_gave(regist
     inputs, upstream = [x, layer.lora_A, layer.lora_B], torch.randn(700, 515)
     expected = torch.autograd.grad(layer(x), inputs, upstream)
     seen: list[Tensor] = []
-    getattr(layer.linear, register)(lambda module, inputs, out: seen.append(out if isinstance(out, Tensor) else out[0]))
+    getattr(layer.linear, f"register_{when}_hook")(
+        lambda *given: seen.append(given[-1] if isinstance(given[-1], Tensor) else given[-1][0])
+    )
     found = torch.autograd.grad(layer(x), inputs, upstream)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
     assert len(seen) == 1
-    assert torch.equal(seen[0], layer.linear(x) if register == "register_forward_hook" else upstream)
+    assert torch.equal(seen[0], layer.linear(x) if when == "forward" else upstream)
 
 
 @torch.no_grad()

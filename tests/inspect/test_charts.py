@@ -147,7 +147,9 @@ def test_a_legend_breaks_its_rows_before_the_edge():
     assert max(y for _, y in places) < float(root.get("height")) and all(x < 560 for x, _ in places)
 
 
-@pytest.mark.parametrize("values", [[14.0, 444.0], [0.9, 1.1], [1e-6, 5.0], [2048.0, 2048.0], [0.71, 10.2]])
+@pytest.mark.parametrize(
+    "values", [[14.0, 444.0], [0.9, 1.1], [1e-6, 5.0], [2048.0, 2048.0], [0.71, 10.2], [1e-6, 1e5]]
+)
 def test_logarithmic_ticks_cover_the_values_and_are_few(values):
     found = ticks(values, True)
     assert found[0] <= min(values) and found[-1] >= max(values) and len(found) <= 9 and found == sorted(found)

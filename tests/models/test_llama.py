@@ -318,9 +318,10 @@ def test_a_segment_does_not_see_another() -> None:
 
 @pytest.mark.parametrize("path", ["fused", "explicit", "tiled"])
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+@pytest.mark.parametrize("scaling", [None, DynamicNTKScaling(2.0, 8)])
 @torch.no_grad()
-def test_no_tokens_in_no_documents_make_no_logits(shape: tuple[int, int], path: Any) -> None:
-    model, ids = Llama(small_model().config, attention_path=path), some_ids(*shape)
+def test_no_tokens_in_no_documents_make_no_logits(shape: tuple[int, int], path: Any, scaling: Any) -> None:
+    model, ids = Llama(small_model(rope_scaling=scaling).config, attention_path=path), some_ids(*shape)
     for mask in (None, torch.ones_like(ids)):
         assert model(ids, mask, torch.zeros_like(ids)).shape == model(ids, mask).shape == (*shape, V)
 

@@ -85,13 +85,11 @@ def test_a_single_vector_needs_no_batch():
     close(torch.autograd.grad(layer(x), x, upstream)[0], torch.autograd.grad(expected, x, upstream)[0])
 
 
-@pytest.mark.parametrize(
-    "register", ["register_forward_pre_hook", "register_forward_hook", "register_full_backward_hook"]
-)
-def test_a_layer_with_a_hook_is_called(register):
+@pytest.mark.parametrize("when", ["forward_pre", "forward", "full_backward_pre", "full_backward"])
+def test_a_layer_with_a_hook_is_called(when):
     x = torch.randn(100, 200, requires_grad=True)
     layers, called = [Linear(200, 300), Linear(200, 100)], []
-    getattr(layers[1], register)(lambda *seen: called.append(seen[0]))
+    getattr(layers[1], f"register_{when}_hook")(lambda *seen: called.append(seen[0]))
     got = joined_linears(x, layers)
     sum(y.sum() for y in got).backward()
     assert called == [layers[1]]

@@ -37,13 +37,12 @@ def align_heads(attention: Attention, n_groups: int) -> None:
     rotation = _rotations(v.squeeze(2))[:, :, None]
     _write(attention.v_proj, rotation @ v)
     out = attention.o_proj.weight
-    heads = out.float().T.unflatten(0, (*shape, -1, e))
+    heads = _precise(out).T.unflatten(0, (*shape, -1, e))
     out.copy_((rotation @ heads).flatten(0, 3).T)
 
 
 def _angles(keys: Complex[Tensor, "N G half D"]) -> Complex[Tensor, "N G half"]:
     """e^(jφ) of each pair of each head: the angle between it and the group's mean, over all inputs."""
-    turn = torch.ones_like(keys[..., 0])
     mean = keys[:, :1]
     for _ in range(ROUNDS):
         between = (mean * keys.conj()).sum(-1).angle()
@@ -65,7 +64,12 @@ def _rotations(values: Float[Tensor, "N G E D"]) -> Float[Tensor, "N G E E"]:
 def _rows(linear: nn.Linear) -> Float[Tensor, "out columns"]:
     """Weights, with the bias as a last column where there is one: what becomes of an input and a 1."""
     columns = [linear.weight] if linear.bias is None else [linear.weight, linear.bias[:, None]]
-    return torch.cat(columns, dim=1).float()
+    return _precise(torch.cat(columns, dim=1))
+
+
+def _precise(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """In float32, or in float64 where it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _write(linear: nn.Linear, rows: Float[Tensor, "N G heads E columns"]) -> None:

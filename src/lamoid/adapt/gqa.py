@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lamoid.adapt.align_heads import align_heads
-from lamoid.errors import UsageError
+from lamoid.errors import DataError, UsageError
 from lamoid.models.llama import Block, Llama
 
 POOLINGS = ("aligned", "mean", "first", "random")
@@ -30,7 +30,7 @@ def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "aligned", s
     """A copy of the model with `n_kv_heads` key/value heads, 1 for multi-query attention.
 
     "random" draws weights as for a new model, N(0, init_std²) with biases of 0, by the seed.
-    Raises UsageError unless the number divides the model's and is below it.
+    Raises UsageError unless the number divides the model's and is below it, and DataError for weights that are not finite.
     """
     n_old = model.config.n_kv_heads
     if n_old == 1:
@@ -49,7 +49,7 @@ def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "aligned", s
         return (new if new.dim() > 2 else torch.zeros_like(new)).to(heads)
 
     def mean(heads: Tensor) -> Tensor:
-        return heads.float().mean(dim=1).to(heads.dtype)
+        return heads.mean(dim=1)
 
     pools: dict[str, Callable[[Tensor], Tensor]] = {
         "aligned": mean,
@@ -59,11 +59,15 @@ def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "aligned", s
     }
     grouped = copy.deepcopy(model)
     grouped.config = replace(model.config, n_kv_heads=n_kv_heads)
-    for block in grouped.layers:
+    for layer, block in enumerate(grouped.layers):
         assert isinstance(block, Block)
         for linear in block.attention.children():
             if not isinstance(linear, nn.Linear):
                 raise UsageError(f"a layer is a {type(linear).__name__}; merge the adapter first, with lamoid merge")
+        if not all(bool(parameter.isfinite().all()) for parameter in block.attention.parameters()):
+            raise DataError(
+                f"layers.{layer}.attention has weights that are not finite; take another checkpoint of the model"
+            )
         if pooling == "aligned":
             align_heads(block.attention, n_kv_heads)
         for linear in (block.attention.k_proj, block.attention.v_proj):

@@ -152,10 +152,11 @@ def ticks(values: Sequence[float], logarithmic: bool) -> list[float]:
     """Round numbers that cover the values; of a logarithmic axis powers of ten, with 2 and 5 times each where they are few."""
     low, high = min(values), max(values)
     if logarithmic:
-        powers = [10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+        first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+        powers, stride = [10.0**e for e in range(first, last + 1)], (last - first) // 8 + 1
         near = [p * m for p in powers for m in (1, 2, 5)]
         near = [p for p in near if max(n for n in near if n <= low) <= p <= min(n for n in near if n >= high)]
-        return near if len(near) <= 9 else powers[:: -(-len(powers) // 8)]
+        return near if len(near) <= 9 else [10.0**e for e in range(first, last + stride, stride)]
     step = 10 ** math.floor(math.log10((high - low) or 1))
     step *= next((m for m in (0.2, 0.5, 1, 2) if (high - low) / (step * m) <= 6), 2)
     return [step * i for i in range(math.floor(low / step), math.ceil(high / step) + 1)]

@@ -39,7 +39,7 @@ class RoPE(nn.Module):
         return isinstance(self.scaling, DynamicNTKScaling)
 
     def forward(self, positions: Int[Tensor, "B T"]) -> tuple[Float[Tensor, "B 1 T half"], Float[Tensor, "B 1 T half"]]:
-        if self.scaling is None:
+        if self.scaling is None or positions.numel() == 0:
             frequencies, magnitude = rope_frequencies(self.head_dim, self.base), 1.0
         elif self.depends_on_length:  # each row by its own length, so that a batch gets what its rows get alone
             lengths = (positions.amax(dim=1) + 1).tolist()

@@ -1,8 +1,12 @@
 """Each rule says holds, does not hold here and undecided where it should: on made-up measurements."""
 
+from xml.etree import ElementTree
+
 import numpy as np
 import pytest
 
+from lamoid.adapt.gqa import POOLINGS
+from lamoid.models.llama import Llama, LlamaConfig
 from lamoid.recipes.lab import (
     activations,
     adamw,
@@ -70,6 +74,7 @@ def stacks(pre, pre_cold, post, post_cold, bare=2.0):
     [
         ([0.04], [0.04], [0.01, 0.02], [0.001], 2.0, [HOLDS, HOLDS, HOLDS, HOLDS]),
         ([0.04], [0.01], [0.02], [0.02], 0.01, [FAILS, FAILS, FAILS, FAILS]),
+        ([0.04], [0.02], [0.02], [0.001], 0.5, [HOLDS, FAILS, HOLDS, HOLDS]),
         ([0.04, 0.02], [0.02, 0.01, 0.04], [0.02], [0.02, 0.005, 0.02], 2.0, [OPEN, OPEN, OPEN, HOLDS]),
     ],
 )
@@ -81,6 +86,12 @@ def test_the_highest_rate_of_a_stack_that_never_trains_is_half_the_lowest():
     facts = stacks([0.04], [0.04], [0.02, 0.01], [0.001])
     assert [2**rate for rate in norm_place.highest(facts, norm_place.POST)] == pytest.approx([0.02, 0.01] * 3)
     assert [2**rate for rate in norm_place.highest(facts, norm_place.POST_COLD)] == pytest.approx([0.0025] * SEEDS)
+
+
+def test_the_map_of_norm_place_has_each_stack_at_each_rate():
+    (svg,) = norm_place.draw(stacks([0.04], [0.02], [0.01], [0.005]))
+    said = [text.text for text in ElementTree.fromstring(svg).iter("text") if text.get("class") is None]
+    assert [float(cell) > norm_place.TRAINS for cell in said] == [rate > most for most in RATES[::-1] for rate in RATES]
 
 
 def test_activations():
@@ -153,6 +164,30 @@ def test_gqa_conversion():
     assert verdicts(gqa_conversion, conversions(0.1, 0.1, -0.01, noise=0.2)) == [OPEN, OPEN, OPEN]
     rows = {row[0]: row[1:] for row in gqa_conversion.tabulate(conversions(0.1, 0.4)).rows}
     assert rows["mean"][0].startswith("1.000 ") and abs(float(rows["random"][1].split()[0]) - 0.6) < 0.005
+
+
+def test_what_is_judged_of_a_conversion_is_the_first_share():
+    facts = conversions(0.1, 0.4)
+    for seed in facts["seeds"]:
+        for pooling, found in seed.items():
+            if pooling != "original":
+                found[0], found[2] = 0.0, 10.0 - found[2]
+    assert verdicts(gqa_conversion, facts) == [HOLDS, HOLDS, HOLDS]
+
+
+def test_conversions_are_trained_for_their_shares(monkeypatch):
+    s, trained = dict(gqa_conversion.EXPERIMENT.settings) | {"steps": 200, "shares": (0.05, 0.1), "seeds": 1}, []
+    monkeypatch.setattr(gqa_conversion, "small_llama", lambda b, seed: Llama(LlamaConfig(9, 8, 1, 8, 8, 2, 8, 8)))
+    monkeypatch.setattr(gqa_conversion, "loss", lambda model, b: 2.0 + model.config.n_kv_heads)
+    monkeypatch.setattr(
+        gqa_conversion,
+        "learn",
+        lambda model, b, seed: trained.append((model.config.n_kv_heads, b["steps"], b["rate"], seed)),
+    )
+    facts = gqa_conversion.measure(s, lambda what, settings, measured: measured())
+    rate = s["rate"]
+    assert trained == [(8, 200, rate, 0), *([(2, 10, rate / 2, 1000), (2, 20, rate / 2, 1000)] * 4)]
+    assert facts["seeds"] == [{"original": 10.0, **dict.fromkeys(POOLINGS, [4.0] * 3)}]
 
 
 def tunings(houlsby, lora, quantized, slower, merged, noise=0.002, moved=1e-6):
@@ -248,9 +283,21 @@ def test_scaling():
     suited = [float(cell.replace(",", "")) for cell in rows["parameters that suit so many tokens"]]
     exact = [(0.2 * 9 / (0.4 * 40) * d**0.4) ** 5 for d in (1e5, 2e5, 4e5)]
     assert all(0.5 < got / wanted < 2 for got, wanted in zip(suited, exact, strict=True)) and suited == sorted(suited)
-    assert scaling.balanced((1, 9, 40, 0.2, 0.4), 1e5) == pytest.approx(exact[0]) and not scaling.balanced(
-        (1, 9, 0, 1, 1), 1
-    )
+    assert scaling.balanced((1, 9, 40, 0.2, 0.4), 1e5) == pytest.approx(exact[0])
+    assert (scaling.balanced((1, 0, 9, 1, 1), 1), scaling.balanced((1, 9, 0, 1, 1), 1)) == (0, np.inf)
+
+
+def test_wider_models_learn_at_lower_rates_from_smaller_weights():
+    given = []
+
+    def keep(what, settings, measured):
+        b = settings["budget"]
+        given.append((b["width"], b["rate"], b["init_std"]))
+        return {"parameters": b["width"], "at_step": {"400": 3.0, "800": 2.0}, "loss": 1.0}
+
+    facts = scaling.measure(scaling.EXPERIMENT.settings | {"widths": (16, 64, 256), "seeds": 1}, keep)
+    assert given == [(16, 0.012, 0.2), (64, 0.003, 0.1), (256, 0.00075, 0.05)]
+    assert facts["tokens"] == [204_800, 409_600, 819_200] and facts["losses"] == [[[3.0, 2.0, 1.0]] * 3]
 
 
 def test_the_surface_that_made_the_losses_is_found():

@@ -11,7 +11,7 @@ from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
 from lamoid.adapt.lora import LoraLinear
-from lamoid.recipes.lab import budget
+from lamoid.recipes.lab import budget, timing, tuned_models
 from lamoid.recipes.lab.budget import BUDGET, TRIAL, n_tokens
 from lamoid.recipes.lab.small_models import small_llama
 from lamoid.recipes.lab.timing import alternate
@@ -28,6 +28,25 @@ def test_methods_begin_alike_and_read_the_same():
     assert found["one"]["new"] < found["before"]["new"]
     for name in METHODS:
         assert (abs(found[name]["old"] - found["before"]["old"]) < 1e-6) == (name != "QLoRA")
+
+
+def test_the_new_text_is_read_for_a_share_of_the_steps_and_spelled_as_the_old(monkeypatch):
+    read, scored = [], []
+
+    def learned(model, b, seed):
+        names = ("data", "steps", "warmup", "weight_decay", "rate")
+        read.append((*(b[name] for name in names), b.get("spelled_as"), seed))
+        return {"state_bytes": 0, "step_s": 0.0}
+
+    monkeypatch.setattr(tuned_models, "learn", learned)
+    monkeypatch.setattr(tuned_models, "loss", lambda model, b: scored.append((b["data"], b.get("spelled_as"))) or 1.0)
+    b = SETTINGS | {"steps": 40, "warmup": 3, "share": 0.25, "task": "mine", "methods": {"LoRA": METHODS["LoRA"]}}
+    tune(b, 7)
+    assert read == [
+        ("python-docs", 40, 3, 0.1, 5e-3, None, 7),
+        ("mine", 10, 1, 0.0, 1e-2, "python-docs", 1007),
+    ]
+    assert scored == [("mine", "python-docs"), ("python-docs", None)] * 2
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")  # peft calls transformers so
@@ -83,11 +102,27 @@ def test_decoding_has_both_sides_of_a_merge():
     assert {len(times) for times in found["times"].values()} == {TINY["rounds"]}
 
 
-def test_the_clock_is_asked():
-    """A clock that goes one second further with each question: a round of any side takes one."""
+def test_each_side_of_decoding_has_its_layers(monkeypatch):
+    monkeypatch.setattr(tuned_models, "_step", lambda model, ids: {type(part).__name__ for part in model.modules()})
+    monkeypatch.setattr(tuned_models, "alternate", lambda sides, rounds, least_s, clock: sides)
+    kinds = {name: found & {"LoraLinear", "Adapter"} for name, found in decode(SETTINGS | TINY)["times"].items()}
+    assert kinds == {"base": set(), "LoRA, merged": set(), "LoRA": {"LoraLinear"}, "Houlsby": {"Adapter"}}
+
+
+@torch.no_grad()
+def test_a_step_is_the_last_token_behind_all_others():
+    model, ids = small_llama(SETTINGS, 0).eval(), torch.arange(16)[None]
+    step = tuned_models._step(model, ids)
+    for _ in range(2):
+        torch.testing.assert_close(step(), model.hidden_states(ids)[:, -1:], rtol=1e-5, atol=1e-5)
+
+
+def test_the_clock_is_asked(monkeypatch):
+    """A clock that goes one second further with each question: a round of any side takes one, each of four calls a quarter."""
     seconds = itertools.count()
+    monkeypatch.setattr(timing, "_calls", lambda run, least_s: 4)
     times = alternate({"a": lambda: 0, "b": lambda: 0}, 3, 0.0, lambda: float(next(seconds)))
-    assert times == {"a": [1.0] * 3, "b": [1.0] * 3}
+    assert times == {"a": [0.25] * 3, "b": [0.25] * 3}
 
 
 def test_another_text_is_spelled_with_the_first_ones_vocabulary(tmp_path):

@@ -58,9 +58,9 @@ def foreseen(surface: Sequence[float], n: float, d: float) -> float:
 
 
 def balanced(surface: Sequence[float], d: float) -> float:
-    """N for D tokens: α A / N^α = β B / D^β, more of either is worth the same compute (6 N D); 0 where one has no effect."""
+    """N for D tokens: α A / N^α = β B / D^β, more of either is worth the same compute (6 N D); ∞ where D has no effect."""
     _, a, b, alpha, beta = surface
-    return float((alpha * a / (beta * b) * d**beta) ** (1 / alpha)) if a and b else 0.0
+    return float((alpha * a / (beta * b) * d**beta) ** (1 / alpha)) if b else np.inf
 
 
 def judge(facts: Facts) -> list[Check]:
