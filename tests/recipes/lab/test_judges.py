@@ -70,16 +70,16 @@ def stacks(pre, pre_cold, post, post_cold, bare=2.0):
 
 
 @pytest.mark.parametrize(
-    ("pre", "pre_cold", "post", "post_cold", "bare", "expected"),
+    ("pre_cold", "post", "post_cold", "bare", "expected"),
     [
-        ([0.04], [0.04], [0.01, 0.02], [0.001], 2.0, [HOLDS, HOLDS, HOLDS, HOLDS]),
-        ([0.04], [0.01], [0.02], [0.02], 0.01, [FAILS, FAILS, FAILS, FAILS]),
-        ([0.04], [0.02], [0.02], [0.001], 0.5, [HOLDS, FAILS, HOLDS, HOLDS]),
-        ([0.04, 0.02], [0.02, 0.01, 0.04], [0.02], [0.02, 0.005, 0.02], 2.0, [OPEN, OPEN, OPEN, HOLDS]),
+        ([0.04], [0.01, 0.02], [0.001], 2.0, [HOLDS, HOLDS, HOLDS]),
+        ([0.01], [0.02], [0.02], 0.01, [FAILS, FAILS, FAILS]),
+        ([0.02], [0.02], [0.001], 0.5, [HOLDS, HOLDS, HOLDS]),
+        ([0.02, 0.01, 0.04], [0.02], [0.02, 0.005, 0.02], 2.0, [OPEN, OPEN, HOLDS]),
     ],
 )
-def test_norm_place(pre, pre_cold, post, post_cold, bare, expected):
-    assert verdicts(norm_place, stacks(pre, pre_cold, post, post_cold, bare)) == expected
+def test_norm_place(pre_cold, post, post_cold, bare, expected):
+    assert verdicts(norm_place, stacks([0.04], pre_cold, post, post_cold, bare)) == expected
 
 
 def test_the_highest_rate_of_a_stack_that_never_trains_is_half_the_lowest():
