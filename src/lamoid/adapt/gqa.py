@@ -63,7 +63,9 @@ def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "aligned", s
         assert isinstance(block, Block)
         for linear in block.attention.children():
             if not isinstance(linear, nn.Linear):
-                raise UsageError(f"a layer is a {type(linear).__name__}; merge the adapter first, with lamoid merge")
+                raise UsageError(
+                    f"a layer is a {type(linear).__name__}; merge it first with lamoid merge (Houlsby adapters stay)"
+                )
         if not all(bool(parameter.isfinite().all()) for parameter in block.attention.parameters()):
             raise DataError(
                 f"layers.{layer}.attention has weights that are not finite; take another checkpoint of the model"
