@@ -1,8 +1,8 @@
 """A multi-head Llama gets fewer key/value heads: trained here, converted, uptrained on 5 % (python -m benchmarks.gqa).
 
-The model has six layers with eight heads each and learns Python's documentation for 1,500 steps. Aligned heads, pooled to 4, 2 and 1,
-are uptrained; for 2 heads the other ways are too. SmolLM2, from three heads to one, shows how the ways compare before
-uptraining in a model of thirty layers that saw 2 T tokens.
+The model has six layers with eight heads each and learns Python's documentation for 1,500 steps. Aligned heads, pooled to 4,
+2 and 1, are uptrained; for 2 heads the other ways are too. SmolLM2, from three heads to one, shows how the ways compare
+before uptraining in a model of thirty layers that saw 2 T tokens.
 """
 
 import argparse
