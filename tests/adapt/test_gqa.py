@@ -114,7 +114,7 @@ def test_float64_keeps_its_digits():
 @pytest.mark.parametrize("target", ["q_proj", "v_proj", "o_proj"])
 def test_a_model_with_an_adapter_is_refused(target):
     model = add_lora(a_llama(), LoraConfig(rank=2, targets=(target,)))
-    with pytest.raises(UsageError, match="a layer is a LoraLinear; merge it first, with lamoid merge"):
+    with pytest.raises(UsageError, match="a layer is a LoraLinear, no plain weights; merge a LoRA with lamoid merge"):
         group_kv_heads(model, 2)
 
 

@@ -64,7 +64,7 @@ def group_kv_heads(model: Llama, n_kv_heads: int, *, pooling: str = "aligned", s
         for linear in block.attention.children():
             if not isinstance(linear, nn.Linear):
                 raise UsageError(
-                    f"a layer is a {type(linear).__name__}; merge it first, with lamoid merge; Houlsby stays"
+                    f"a layer is a {type(linear).__name__}, no plain weights; merge a LoRA with lamoid merge"
                 )
         if not all(bool(parameter.isfinite().all()) for parameter in block.attention.parameters()):
             raise DataError(
