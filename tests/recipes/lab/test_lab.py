@@ -180,7 +180,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_measuring(tmp_path, m
 @pytest.mark.parametrize("words", [["run", "rope-relative"], ["report", "--quick"]])
 def test_ctrl_c_says_what_is_kept(words, tmp_path, monkeypatch, capsys, request):
     experiment = find("rope-relative")
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
 
     def interrupted(settings, keep):
