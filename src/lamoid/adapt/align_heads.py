@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lamoid.nn.attention import Attention
 
 ROUNDS = 10
-"""Fifty change the loss of a converted model (`benchmarks/gqa.py`) by less than 0.01 nats; one alone leaves 0.07 to 0.13."""
+"""Fifty change the loss of a converted model (`benchmarks/gqa.py`) by less than 0.01 nats; one alone leaves up to 0.13."""
 
 
 @torch.no_grad()

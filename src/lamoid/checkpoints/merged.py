@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,8 @@ MOST_MEAN_KL_NATS = 1e-6
 Not the largest difference of a logit, which a few ill-conditioned positions decide: SmolLM2 with a LoRA that was trained
 came to 4·10⁻⁵ of the largest logit at one of 128 positions, though in float64 it is 2·10⁻⁶. The mean KL was 3·10⁻¹⁰.
 """
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def merged_source(model: Llama, path: Path, tokenizer: Tokenizer | None, end_ids: tuple[int, ...]) -> Source:
@@ -99,7 +101,7 @@ def merge_encoder(model: HeadedEncoder, target: Path, tokenizer: Tokenizer | Non
     return proof
 
 
-def merge_layers(model: nn.Module) -> nn.Module:
+def merge_layers(model: M) -> M:
     """Put W + s · B A, in float32, in the place of every LoRA, and W in that of every matrix in NF4. Returns the model."""
     for path, layer in list(model.named_modules()):
         if not isinstance(layer, LoraLinear | Nf4Linear) or path.endswith(f".{FROZEN}"):

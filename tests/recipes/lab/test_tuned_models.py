@@ -1,7 +1,6 @@
 """Tuned models of the laboratory: methods differ in nothing else, bytes are those of the tensors, a merge is the sum."""
 
 import itertools
-from copy import deepcopy
 
 import pytest
 import torch
@@ -10,12 +9,11 @@ from peft import get_peft_model
 from transformers import LlamaConfig as TheirConfig
 from transformers import LlamaForCausalLM
 
-from lamoid.adapt.lora import LoraLinear
 from lamoid.recipes.lab import budget, timing, tuned_models
 from lamoid.recipes.lab.budget import BUDGET, TRIAL, n_tokens
 from lamoid.recipes.lab.small_models import small_llama
 from lamoid.recipes.lab.timing import alternate
-from lamoid.recipes.lab.tuned_models import METHODS, TINY, adapted, decode, merged, tune
+from lamoid.recipes.lab.tuned_models import METHODS, TINY, decode, tune
 
 SETTINGS = BUDGET | TRIAL | {"task": "python-docs", "share": 1.0, "methods": METHODS}
 
@@ -81,19 +79,6 @@ def test_four_bits_take_an_eighth():
     saved = found["LoRA"]["frozen"] - found["QLoRA"]["frozen"]
     expected = sum(p.nbytes - (p.numel() + 1) // 2 - -(-p.numel() // 64) - 8 for p in matrices)
     assert saved == expected and found["LoRA"]["trained"] == found["QLoRA"]["trained"]
-
-
-def test_merged_is_the_sum():
-    lora = adapted(small_llama(SETTINGS, 0), {"method": "lora", "rank": 2, "alpha": 6.0}, 0)
-    before = {path: layer for path, layer in lora.named_modules() if isinstance(layer, LoraLinear)}
-    for layer in before.values():
-        torch.nn.init.normal_(layer.lora_B)
-    kept, whole = deepcopy(lora.state_dict()), merged(lora)
-    assert not any(isinstance(layer, LoraLinear) for layer in whole.modules())
-    for path, layer in before.items():
-        exact = layer.linear.weight.double() + 3 * layer.lora_B.double() @ layer.lora_A.double()
-        torch.testing.assert_close(whole.get_submodule(path).weight.double(), exact, atol=1e-5, rtol=1e-5)
-    assert all(torch.equal(kept[name], now) for name, now in lora.state_dict().items()), "the adapted model stays"
 
 
 def test_decoding_has_both_sides_of_a_merge():

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lamoid.adapt.lora import LoraLinear, merged_weight
-from lamoid.adapt.paths import replace_layer
+from lamoid.adapt.lora import LoraLinear
+from lamoid.checkpoints.merged import merge_layers
 from lamoid.models.llama import Llama
 from lamoid.nn.kv_cache import KVCache
 from lamoid.recipes.lab.budget import learn, loss
@@ -80,22 +80,11 @@ def decode(s: Settings) -> dict[str, Any]:
     for layer in (layer for layer in lora.modules() if isinstance(layer, LoraLinear)):
         torch.nn.init.normal_(layer.lora_B, std=0.01)  # as if it had been trained
     ids = torch.arange(s["context"])[None] % base.config.vocab_size
-    models = {"base": base, "LoRA, merged": merged(lora), "LoRA": lora, "Houlsby": houlsby}
+    models = {"base": base, "LoRA, merged": merge_layers(deepcopy(lora)), "LoRA": lora, "Houlsby": houlsby}
     logits = {name: model.eval()(ids) for name, model in models.items()}
     moved = (logits["LoRA, merged"] - logits["LoRA"]).abs().max() / logits["LoRA"].abs().max()
     steps = {name: _step(model, ids) for name, model in models.items()}
     return {"moved": float(moved), "times": alternate(steps, s["rounds"], s["least_s"], time.process_time)}
-
-
-@torch.no_grad()
-def merged(model: Llama) -> Llama:
-    """A copy with W + s · B A in the place of each LoRA: what `lamoid merge` writes."""
-    whole = deepcopy(model)
-    for path, layer in list(whole.named_modules()):
-        if isinstance(layer, LoraLinear):
-            layer.linear.weight.copy_(merged_weight(layer))
-            replace_layer(whole, path, layer.linear)
-    return whole
 
 
 def _step(model: Llama, ids: Tensor) -> Callable[[], Tensor]:
